@@ -1,0 +1,74 @@
+"""Attention that keeps the samples of a packed row apart.
+
+One backend of our own is filed under transformers' attention interface: `mmlm_segments`.
+Where a row holds several samples it runs one causal attention for each of them, so no
+block mask is built and nothing is computed across a border. Where a batch is padded (there
+are no segment borders) it is transformers' own SDPA, mask included. Which backend a run
+uses is decided in `mmlm.training`; this module knows no recipe.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SEGMENTS = "mmlm_segments"
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally inside each segment of the one row.
+
+    Shapes:
+        query: ``(1, heads, tokens, head_width)``
+        key, value: ``(1, key_heads, tokens, head_width)``, where `key_heads` divides `heads`
+        cu_seq_lens_q: ``(segments + 1,)``, the borders, from 0 to `tokens`
+        returns: ``(1, tokens, heads, head_width)``
+    """
+    if cu_seq_lens_q is None or query.shape[2] != key.shape[2]:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+            sliding_window=sliding_window, **kwargs,
+        )  # fmt: skip
+    lengths = cu_seq_lens_q.diff().tolist()
+    grouped = query.shape[1] != key.shape[1]
+    parts = zip(*(state.split(lengths, dim=2) for state in (query, key, value)), strict=True)
+    outputs: list[Tensor] = []
+    for q, k, v in parts:
+        mask = _window_mask(q, sliding_window)
+        outputs.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout,
+                scale=scaling, enable_gqa=grouped,
+            )  # fmt: skip
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """Return the causal mask of a sliding window, or None where the segment fits into it."""
+    tokens = query.shape[2]
+    if window is None or tokens <= window:
+        return None
+    ones = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device)
+    return ones.tril() & ~ones.tril(-window)
+
+
+ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,0 +1,163 @@
+"""What a joined model is made of, as `config.json` holds it.
+
+The parts are stored as plain dictionaries, in the words of a recipe, next to what had to be
+probed once (`vision_facts`). Only the language model and the vision tower are real
+sub-configs of transformers. Typed views of the parts are properties. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PretrainedConfig
+
+from mmlm.connectors import ConnectorConfig, connectors
+from mmlm.features import Grid, Size
+from mmlm.images import ImagePolicyConfig, image_policies
+from mmlm.language import HeadRule
+from mmlm.reducers import ReducerConfig, reducers
+from mmlm.vision import VisionConfig, VisionFacts, encoders
+
+
+class TokenCounter:
+    """Counts the tokens of a picture from its size alone; holds no weights and opens no pixels.
+
+    Args:
+        policy: How a picture becomes tiles.
+        facts: What the encoder does with a tile.
+        reducer: What changes the number of features, if anything.
+        connector: The connector, which may change the number too (a resampler).
+    """
+
+    def __init__(
+        self,
+        policy: ImagePolicyConfig,
+        facts: VisionFacts,
+        reducer: ReducerConfig | None,
+        connector: ConnectorConfig,
+    ) -> None:
+        self.policy = policy
+        self.facts = facts
+        self.reducer = reducer
+        self.connector = connector
+
+    @property
+    def side(self) -> Size:
+        """The input size of the encoder."""
+        return Size(*self.facts.side)
+
+    def grid_of_tile(self, size: Size) -> Grid:
+        """The grid that a tile of this size has when it reaches the language model."""
+        grid = self.facts.out_grid(size)
+        if self.reducer is not None:
+            grid = self.reducer.out_grid(grid)
+        return self.connector.out_grid(grid)
+
+    def count(self, size: Size) -> int:
+        """The number of placeholders of a picture of this size."""
+        plan = self.policy.plan(size, self.side)
+        return sum(self.grid_of_tile(tile.size).num_tokens for tile in plan.tiles)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """The number of tokens of one tile of the encoder's own size."""
+        return self.grid_of_tile(self.side).num_tokens
+
+
+class MMLMConfig(PretrainedConfig):
+    """Config of `MMLMForConditionalGeneration`.
+
+    Args:
+        text_config: The language model's own config.
+        vision_config: The vision tower's own config, or None where it has none (raw patches).
+        image: The image policy, as in a recipe: ``{"use": "letterbox"}``.
+        vision: The encoder, as in a recipe: ``{"use": "hf", "checkpoint": …, "layer": -2}``.
+        vision_facts: What was probed when the encoder was first built.
+        reducer: The reducer, or None.
+        connector: The connector.
+        image_token_id: The id of the placeholder.
+        head: What the language model does to its logits (soft cap, scale), see `HeadRule`.
+        sources: Where the parts came from, for the card: ids, revisions, packages, notes.
+    """
+
+    model_type = "mmlm"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: Any = None,
+        vision_config: Any = None,
+        image: dict[str, Any] | None = None,
+        vision: dict[str, Any] | None = None,
+        vision_facts: dict[str, Any] | None = None,
+        reducer: dict[str, Any] | None = None,
+        connector: dict[str, Any] | None = None,
+        image_token_id: int = 0,
+        head: dict[str, Any] | None = None,
+        sources: dict[str, Any] | None = None,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.text_config = _sub_config(text_config, default="llama")
+        self.vision_config = None if vision_config is None else _sub_config(vision_config)
+        self.image = image or {"use": "squash"}
+        self.vision = vision or {"use": "patches"}
+        self.vision_facts = vision_facts
+        self.reducer = reducer
+        self.connector = connector or {"use": "linear"}
+        self.image_token_id = image_token_id
+        self.head = head or {}
+        self.sources = sources or {}
+        super().__init__(**kwargs)
+        self.tie_word_embeddings = tie_word_embeddings
+
+    @property
+    def image_token_index(self) -> int:
+        """The name that LLaVA gives to `image_token_id`; pipelines and TRL ask for it."""
+        return self.image_token_id
+
+    @property
+    def image_policy(self) -> ImagePolicyConfig:
+        """The image policy as a typed config."""
+        return image_policies.read(self.image, origin="config.json: image")
+
+    @property
+    def vision_part(self) -> VisionConfig:
+        """The encoder as a typed config."""
+        return encoders.read(self.vision, origin="config.json: vision")
+
+    @property
+    def facts(self) -> VisionFacts:
+        """What was probed of the encoder."""
+        return VisionFacts.from_dict(self.vision_facts or {}, origin="config.json: vision_facts")
+
+    @property
+    def reducer_part(self) -> ReducerConfig | None:
+        """The reducer as a typed config, or None."""
+        if self.reducer is None:
+            return None
+        return reducers.read(self.reducer, origin="config.json: reducer")
+
+    @property
+    def connector_part(self) -> ConnectorConfig:
+        """The connector as a typed config."""
+        return connectors.read(self.connector, origin="config.json: connector")
+
+    @property
+    def head_rule(self) -> HeadRule:
+        """What the language model does to its logits."""
+        return HeadRule.from_dict(self.head, origin="config.json: head")
+
+    def counter(self) -> TokenCounter:
+        """Return what counts the tokens of a picture from its size."""
+        return TokenCounter(self.image_policy, self.facts, self.reducer_part, self.connector_part)
+
+
+def _sub_config(values: Any, *, default: str | None = None) -> PretrainedConfig:
+    """Turn a dictionary into the config class that its `model_type` names."""
+    if isinstance(values, PretrainedConfig):
+        return values
+    settings = dict(values or {})
+    model_type = settings.pop("model_type", default)
+    return AutoConfig.for_model(model_type, **settings)

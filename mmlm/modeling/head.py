@@ -1,0 +1,166 @@
+"""The language model's head: logits for whoever asks, or the loss alone.
+
+The loss needs no logits of positions without a label, and never all logits at once: `Head`
+takes the labelled positions only, chunk by chunk, and computes the gradients in the same
+pass, so that no logits are kept for the backward pass. The idea is that of fused linear
+cross-entropy (Liger Kernel, Hsu et al. 2024, arXiv 2410.10989), here in plain PyTorch. As the
+weight is read in the forward pass only, it works where the weight is sharded (ZeRO-3, FSDP).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from mmlm.language import HeadRule
+
+CHUNK_POSITIONS = 512
+
+
+class Head(nn.Linear):
+    """A linear map to the vocabulary that can also compute the loss without keeping logits.
+
+    Args:
+        width: Width of the language model.
+        vocabulary: Number of rows of the output embedding.
+        rule: What the language model does to its logits (soft cap, scale).
+        bias: Whether the head has a bias.
+    """
+
+    def __init__(self, width: int, vocabulary: int, *, rule: HeadRule, bias: bool = False) -> None:
+        super().__init__(width, vocabulary, bias=bias)
+        self.rule = rule
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*batch width"],
+        targets: Int[Tensor, " positions"] | None = None,
+        weights: Float[Tensor, " positions"] | None = None,
+    ) -> Tensor:
+        """Return logits, or with `targets` the summed loss of labelled positions.
+
+        Shapes:
+            hidden: ``(…, width)``; with targets ``(positions, width)``
+            targets: ``(positions,)``, no ignored values among them
+            weights: ``(positions,)``, a factor for each position's loss
+            returns: ``(…, vocabulary)``, or a scalar in float32
+        """
+        if targets is None:
+            return self.rule.apply(linear(hidden, self.weight, self.bias))
+        if weights is None:
+            weights = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
+        return _LossAlone.apply(hidden, self.weight, self.bias, targets, weights, self.rule)
+
+
+class _LossAlone(torch.autograd.Function):
+    """Summed cross-entropy of `linear(hidden, weight, bias)`, gradients made on the way."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        rule: HeadRule,
+    ) -> Tensor:
+        if torch.is_autocast_enabled(hidden.device.type):
+            low = torch.get_autocast_dtype(hidden.device.type)
+            compute = tuple(None if t is None else t.detach().to(low) for t in (weight, bias))
+        else:
+            compute = tuple(None if t is None else t.detach() for t in (weight, bias))
+        wants = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
+        sums = _Sums(hidden, weight, bias, wants)
+        # Autocast is off inside: the chunk is cast once, here, and not again by every matmul.
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, targets.shape[0], CHUNK_POSITIONS):
+                rows = slice(start, start + CHUNK_POSITIONS)
+                sums.add(rows, *_chunk(hidden[rows], compute, targets[rows], weights[rows], rule, wants))
+        ctx.save_for_backward(*(t for t in sums.gradients() if t is not None))
+        ctx.kept = [tensor is not None for tensor in sums.gradients()]
+        return sums.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: D102
+        saved = iter(ctx.saved_tensors)
+        gradients = [
+            (tensor := next(saved)) * grad.to(tensor.dtype) if kept else None for kept in ctx.kept
+        ]
+        return (*gradients, None, None, None)
+
+
+class _Sums:
+    """The loss and the gradients, summed over chunks."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wants: list[bool]
+    ) -> None:
+        self.loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        self.of_hidden = torch.empty_like(hidden) if wants[0] else None
+        self.of_weight: Tensor | None = None
+        self.of_bias: Tensor | None = None
+        self._dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        self._empty = (weight, bias, wants)
+
+    def add(self, rows: slice, loss: Tensor, gradients: list[Tensor | None]) -> None:
+        """Add one chunk."""
+        self.loss += loss
+        of_hidden, of_weight, of_bias = gradients
+        if self.of_hidden is not None and of_hidden is not None:
+            self.of_hidden[rows] = of_hidden
+        # One chunk stays in its own precision; more are summed in float32, as one matmul would.
+        if of_weight is not None:
+            self.of_weight = _sum(self.of_weight, of_weight)
+        if of_bias is not None:
+            self.of_bias = _sum(self.of_bias, of_bias)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Return the gradients of hidden, weight and bias, zeros where there was no chunk."""
+        weight, bias, wants = self._empty
+        of_weight, of_bias = self.of_weight, self.of_bias
+        if wants[1] and of_weight is None:
+            of_weight = torch.zeros_like(weight)
+        if wants[2] and of_bias is None and bias is not None:
+            of_bias = torch.zeros_like(bias)
+        return [
+            self.of_hidden,
+            None if of_weight is None else of_weight.to(self._dtypes[0]),
+            None if of_bias is None else of_bias.to(self._dtypes[1]),
+        ]
+
+
+def _sum(total: Tensor | None, chunk: Tensor) -> Tensor:
+    if total is None:
+        return chunk
+    return total.float().add_(chunk)
+
+
+def _chunk(
+    hidden: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    targets: Tensor,
+    weights: Tensor,
+    rule: HeadRule,
+    wants: list[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the loss of one chunk and its gradients by hidden, weight and bias."""
+    weight, bias = parameters
+    assert weight is not None
+    hidden = hidden.detach().to(weight.dtype)
+    with torch.enable_grad():
+        raw = linear(hidden, weight, bias).requires_grad_(any(wants))
+        logits = rule.apply(raw).float()
+        loss = (cross_entropy(logits, targets, reduction="none") * weights).sum()
+    if not any(wants):
+        return loss.detach(), [None, None, None]
+    (of_raw,) = torch.autograd.grad(loss, raw)
+    return loss.detach(), [
+        of_raw @ weight if wants[0] else None,
+        of_raw.T @ hidden if wants[1] else None,
+        of_raw.sum(0) if wants[2] else None,
+    ]

@@ -1,0 +1,426 @@
+"""The joined model: an image encoder, a connector and a language model as one transformers class.
+
+    pixel_values ─► vision ─► reducer ─► connector ─┐
+    input_ids ────► embedding ──────────────────────┴─► language ─► lm_head
+
+It is a `PreTrainedModel` with `GenerationMixin`: `Trainer`, TRL, PEFT, accelerate and
+DeepSpeed treat it as a stock class. What differs is asked for by name: `loss_only=True` gives
+the loss without logits, and segment borders keep packed samples apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+
+from mmlm.errors import AlignmentError
+from mmlm.features import Grid, VisionFeatures
+from mmlm.modeling.config import MMLMConfig
+from mmlm.modeling.fusion import place_image_features
+from mmlm.modeling.head import Head
+from mmlm.vision import VisionEncoder
+
+PARTS = {
+    "model.vision.": "vision",
+    "model.reducer.": "connector",
+    "model.connector.": "connector",
+    "model.language.": "language",
+    "lm_head.": "head",
+}
+
+
+@dataclass
+class MMLMOutput(CausalLMOutputWithPast):
+    """Like transformers' causal output, and the features that stood in for the images.
+
+    Shapes:
+        image_hidden_states: ``(image_tokens, width)`` or None
+    """
+
+    image_hidden_states: Tensor | None = None
+
+
+def _mark_as_loaded(*modules: nn.Module | None) -> None:
+    """Keep transformers from initialising weights a second time."""
+    for module in modules:
+        for child in module.modules() if module is not None else ():
+            child._is_hf_initialized = True  # type: ignore[assignment]
+
+
+class MMLMModel(PreTrainedModel):
+    """The parts without the head: gives the last hidden states."""
+
+    config_class = MMLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    config: MMLMConfig
+
+    def __init__(
+        self,
+        config: MMLMConfig,
+        vision: VisionEncoder | None = None,
+        language: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        facts = config.facts
+        _mark_as_loaded(vision, language)
+        tower = None if config.vision_config is None else config.vision_config.to_dict()
+        self.vision = vision or config.vision_part.build(facts, tower)
+        reducer, width = config.reducer_part, facts.width
+        self.reducer = None if reducer is None else reducer.build(width=width)
+        text_width = config.text_config.hidden_size
+        self.connector = config.connector_part.build(
+            vision_width=width if reducer is None else reducer.out_width(width),
+            text_width=text_width,
+        )
+        if vision is not None:
+            # Composed from trained parts: the new parts keep the initialisation they chose.
+            _mark_as_loaded(self.reducer, self.connector)
+        self.language = language or AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of the language model."""
+        return self.language.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of the language model."""
+        self.language.set_input_embeddings(value)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm builds some buffers by arithmetic, which a build on the meta device leaves empty.
+        if callable(restore := getattr(module, "init_non_persistent_buffers", None)):
+            restore()
+        super()._init_weights(module)
+
+    def encode_images(self, pixel_values: Float[Tensor, "tiles channels height width"]) -> VisionFeatures:
+        """Return the encoder's features, without a graph where the encoder stands still."""
+        learns = pixel_values.requires_grad or any(
+            parameter.requires_grad for parameter in self.vision.parameters()
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self.vision(pixel_values.to(self._vision_dtype()))
+
+    def connect(self, features: VisionFeatures) -> VisionFeatures:
+        """Bring encoder features to the number and width that the language model reads."""
+        dtype = next((p.dtype for p in self.connector.parameters()), features.values.dtype)
+        if features.values.dtype != dtype and not torch.is_autocast_enabled("cpu"):
+            features = features.with_values(features.values.to(dtype))
+        if self.reducer is not None:
+            features = self.reducer(features)
+        return self.connector(features)
+
+    def _vision_dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.vision.parameters()), self.dtype)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_grids: Tensor | None = None,
+    ) -> VisionFeatures | None:
+        """Return what takes the places of the placeholders, or None where there is no image.
+
+        Shapes:
+            pixel_values: ``(tiles, channels, height, width)``
+            vision_values: ``(total_tokens, vision_width)``: encoder features computed earlier
+            vision_grids: ``(tiles, 3)``: their grids
+        """
+        if vision_values is not None:
+            if vision_grids is None:
+                raise AlignmentError("`vision_values` came without `vision_grids`; pass both.")
+            grids = tuple(Grid(*row) for row in vision_grids.tolist())
+            return self.connect(VisionFeatures(vision_values, grids))
+        if pixel_values is not None and pixel_values.shape[0]:
+            return self.connect(self.encode_images(pixel_values))
+        return None
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        vision_values: Tensor | None = None,
+        vision_grids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MMLMOutput:
+        """Return the language model's hidden states over text and images.
+
+        Shapes:
+            input_ids: ``(batch, tokens)``, one placeholder for each image feature
+            pixel_values: ``(tiles, channels, height, width)``, all images of the batch in
+                reading order, normalised
+            inputs_embeds: ``(batch, tokens, width)`` instead of `input_ids`, without images
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        features = self.get_image_features(pixel_values, vision_values, vision_grids)
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            if features is not None:
+                inputs_embeds = place_image_features(
+                    inputs_embeds, features.values.to(inputs_embeds.device), input_ids,
+                    placeholder_id=self.config.image_token_id,
+                )  # fmt: skip
+            elif self._must_keep_in_step():
+                inputs_embeds = inputs_embeds + self._nothing_seen(inputs_embeds)
+        elif features is not None:
+            raise AlignmentError(
+                "Images came with `inputs_embeds`, in which placeholders cannot be found. "
+                "Pass `input_ids`."
+            )
+        outputs = self.language(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return MMLMOutput(
+            logits=outputs.last_hidden_state,
+            past_key_values=getattr(outputs, "past_key_values", None),
+            hidden_states=getattr(outputs, "hidden_states", None),
+            attentions=getattr(outputs, "attentions", None),
+            image_hidden_states=None if features is None else features.values,
+        )
+
+    def _must_keep_in_step(self) -> bool:
+        """Whether ranks wait for one another: then every rank runs the vision part each step."""
+        return (
+            self.training
+            and torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+            and torch.distributed.get_world_size() > 1
+        )
+
+    def _nothing_seen(self, like: Tensor) -> Tensor:
+        """Run one empty picture and return zero: a rank that holds only text must not hang the others."""
+        facts = self.config.facts
+        blank = torch.zeros(1, facts.channels, *facts.side, device=like.device, dtype=like.dtype)
+        return self.connect(self.encode_images(blank)).values.sum().to(like.dtype) * 0.0
+
+
+class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A vision-language assistant out of parts that somebody else already trained.
+
+    Args:
+        config: What it is made of.
+        vision: A loaded encoder; built without weights when left out.
+        language: A loaded decoder; built without weights when left out.
+        lm_head: The language model's output layer, whose weight is taken over.
+    """
+
+    config_class = MMLMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    config: MMLMConfig
+
+    def __init__(
+        self,
+        config: MMLMConfig,
+        vision: VisionEncoder | None = None,
+        language: PreTrainedModel | None = None,
+        lm_head: nn.Linear | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.model = MMLMModel(config, vision, language)
+        rule = config.head_rule
+        text = config.text_config
+        with torch.device("meta" if lm_head is not None else torch.get_default_device()):
+            self.lm_head = Head(text.hidden_size, text.vocab_size, rule=rule, bias=rule.bias)
+        if lm_head is not None:
+            self.lm_head.weight, self.lm_head.bias = lm_head.weight, lm_head.bias
+            _mark_as_loaded(self.lm_head)
+        self._tied_weights_keys = {}
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {"lm_head.weight": self._embedding_name()}
+        self.post_init()
+
+    def _embedding_name(self) -> str:
+        """The full name of the embedding's weight, which differs from family to family."""
+        weight = self.model.get_input_embeddings().weight
+        names = (name for name, value in self.model.language.named_parameters() if value is weight)
+        return f"model.language.{next(names)}"
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding of the language model."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of the language model."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the weights of the head."""
+        assert isinstance(new_embeddings, nn.Linear)
+        self.lm_head.weight, self.lm_head.bias = new_embeddings.weight, new_embeddings.bias
+
+    def get_decoder(self) -> Any:
+        """Return the language model without its head."""
+        return self.model.language
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> VisionFeatures | None:
+        """Return the features that take the places of the placeholders."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @staticmethod
+    def part_of(name: str) -> str:
+        """Return the public part of a parameter: vision, connector, language or head.
+
+        Wrappers (PEFT, DDP, FSDP, torch.compile) put prefixes before the name; they are skipped.
+        """
+        for prefix, part in PARTS.items():
+            if name.startswith(prefix) or f".{prefix}" in name:
+                return part
+        raise KeyError(f"{name!r} is the name of no parameter of an MMLM model")
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Int[Tensor, "batch tokens"] | None = None,
+        vision_values: Tensor | None = None,
+        vision_grids: Tensor | None = None,
+        loss_only: bool = False,
+        loss_weights: Float[Tensor, "batch tokens"] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seq_lens_q: Int[Tensor, " borders"] | None = None,
+        **kwargs: Any,
+    ) -> MMLMOutput:
+        """Return logits, and with `labels` the loss; with `loss_only` the loss alone.
+
+        Shapes:
+            input_ids: ``(batch, tokens)``
+            pixel_values: ``(tiles, channels, height, width)``
+            labels: ``(batch, tokens)``, not shifted; -100 is not learnt
+            loss_weights: ``(batch, tokens)``, a factor for each label's loss, beside the labels
+            cu_seq_lens_q: ``(segments + 1,)``, borders of the samples packed into one row
+            logits: ``(batch, tokens or logits_to_keep, vocabulary)``
+        """
+        if cu_seq_lens_q is not None:
+            longest = int(cu_seq_lens_q.diff().max())
+            kwargs |= {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_q}
+            kwargs |= {"max_length_q": longest, "max_length_k": longest}
+        outputs = self.model(
+            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask,
+            position_ids=position_ids, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, vision_values=vision_values, vision_grids=vision_grids,
+            **kwargs,
+        )  # fmt: skip
+        hidden = outputs.logits
+        if labels is not None and cu_seq_lens_q is not None:
+            labels = _forget_first_of_each(labels, cu_seq_lens_q)
+        if loss_only:
+            outputs.logits = None
+            outputs.loss = self._loss_alone(hidden, labels, loss_weights, num_items_in_batch)
+            return outputs
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        outputs.logits = self.lm_head(hidden[:, keep])
+        if labels is not None:
+            outputs.loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )  # fmt: skip
+        return outputs
+
+    def _loss_alone(
+        self,
+        hidden: Float[Tensor, "batch tokens width"],
+        labels: Int[Tensor, "batch tokens"] | None,
+        weights: Float[Tensor, "batch tokens"] | None,
+        num_items: Tensor | int | None,
+    ) -> Tensor:
+        """Send only the positions that predict a label through the head."""
+        if labels is None:
+            raise ValueError("`loss_only` needs `labels`.")
+        learnt = labels[:, 1:] != -100
+        targets = labels[:, 1:][learnt]
+        factors = None if weights is None else weights[:, 1:][learnt]
+        total = self.lm_head(hidden[:, :-1][learnt], targets, factors)
+        if num_items is None:
+            num_items = max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
+        return total / num_items
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        pixel_values: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Hand the pixels to the first step only: later steps find the images in the cache."""
+        vision = {name: kwargs.pop(name, None) for name in ("vision_values", "vision_grids")}
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration,
+            **kwargs,
+        )  # fmt: skip
+        empty = past_key_values is None or past_key_values.get_seq_length() == 0
+        if is_first_iteration or empty or not kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": pixel_values, **vision}
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Repeat rows for beams; the images of a row are repeated as one block behind it."""
+        pixels = model_kwargs.pop("pixel_values", None)
+        if expand_size > 1 and pixels is not None and input_ids is not None:
+            per_tile = self.config.counter().tokens_per_tile
+            slots = (input_ids == self.config.image_token_id).sum(-1)
+            counts = (slots // per_tile).tolist()
+            blocks = pixels.split(counts)
+            pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if pixels is not None:
+            model_kwargs["pixel_values"] = pixels
+        return input_ids, model_kwargs
+
+
+def _forget_first_of_each(labels: Tensor, borders: Tensor) -> Tensor:
+    """The first token of a packed sample would be predicted from the sample before it."""
+    labels = labels.clone()
+    labels[0, borders[:-1].long()] = -100
+    return labels
+
+

@@ -1,0 +1,307 @@
+"""From messages and pictures to the tensors that the model reads.
+
+    messages, pictures ──► processing ──► input_ids, labels, pixel_values ──► modeling
+                           you are here
+
+The processor owns the tokenizer object, the chat format, and an image processor made of an
+image policy and what was probed of the encoder. Placeholders are counted from image sizes
+alone, without weights. It stands in a model folder as `processor_config.json` beside the
+tokenizer, and is called like any transformers processor; `encode_chat` is what training,
+generation and serving use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.hub import cached_file
+
+from mmlm.connectors import connectors
+from mmlm.errors import AlignmentError, CheckpointError
+from mmlm.features import Size
+from mmlm.images import cut, image_policies, open_image, read_size
+from mmlm.language import IMAGE_TOKEN, ChatFormat
+from mmlm.messages import Message, images_of
+from mmlm.modeling.config import MMLMConfig, TokenCounter
+from mmlm.reducers import reducers
+from mmlm.vision import VisionFacts
+
+FILE = "processor_config.json"
+
+
+class MMLMImageProcessor(BaseImageProcessor):
+    """Cuts pictures into tiles and normalises them for the encoder.
+
+    Args:
+        image: The image policy, as in a recipe.
+        vision_facts: What was probed of the encoder.
+        reducer: The reducer, as in a recipe, or None.
+        connector: The connector, as in a recipe.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        image: dict[str, Any] | None = None,
+        vision_facts: dict[str, Any] | None = None,
+        reducer: dict[str, Any] | None = None,
+        connector: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image, self.vision_facts = image, vision_facts
+        self.reducer, self.connector = reducer, connector
+
+    @classmethod
+    def from_config(cls, config: MMLMConfig) -> MMLMImageProcessor:
+        """Make the image processor that belongs to a model's config."""
+        return cls(config.image, config.vision_facts, config.reducer, config.connector)
+
+    @property
+    def counter(self) -> TokenCounter:
+        """What counts the tokens of a picture from its size."""
+        held = self.__dict__.get("_counter")
+        if held is None:
+            held = TokenCounter(
+                image_policies.read(self.image, origin=f"{FILE}: image"),
+                VisionFacts.from_dict(self.vision_facts or {}, origin=f"{FILE}: vision_facts"),
+                None if self.reducer is None else reducers.read(self.reducer, origin=FILE),
+                connectors.read(self.connector, origin=f"{FILE}: connector"),
+            )
+            self.__dict__["_counter"] = held
+        return held
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for `processor_config.json`."""
+        return {
+            "image_processor_type": type(self).__name__,
+            "image": self.image,
+            "vision_facts": self.vision_facts,
+            "reducer": self.reducer,
+            "connector": self.connector,
+        }
+
+    def count_tokens(self, size: Size) -> int:
+        """The number of placeholders of a picture of this size."""
+        return self.counter.count(size)
+
+    def pixels(self, picture: Any) -> Float[Tensor, "tiles channels height width"]:
+        """Open one picture, cut it into tiles and normalise them.
+
+        Raises:
+            ImageError: if the picture cannot be opened.
+        """
+        facts, image = self.counter.facts, open_image(picture)
+        plan = self.counter.policy.plan(Size(image.height, image.width), self.counter.side)
+        fill = tuple(round(255 * value) for value in facts.mean)
+        tiles = [cut(image, tile, resample=facts.resample, fill=fill) for tile in plan.tiles]
+        mean = torch.tensor(facts.mean).view(-1, 1, 1)
+        std = torch.tensor(facts.std).view(-1, 1, 1)
+        # The order of operations is that of transformers' image processors, to the last bit.
+        return (torch.stack(tiles).float() - mean * 255.0) / (std * 255.0)
+
+    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+        """Turn one picture, a list, or a list of lists into ``pixel_values``, tiles in order."""
+        pictures = _flat(images)
+        values = [self.pixels(picture) for picture in pictures]
+        return BatchFeature({"pixel_values": torch.cat(values)} if values else {})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation, ready for the model.
+
+    Shapes:
+        ids: ``tokens`` numbers, placeholders expanded
+        labels: as many numbers, not shifted, -100 where nothing is learnt; None if not asked for
+        pixel_values: ``(tiles, channels, height, width)``, or None without images
+        image_spans: where the placeholders of each image begin and end
+    """
+
+    ids: list[int]
+    labels: list[int] | None
+    pixel_values: Tensor | None
+    image_spans: list[tuple[int, int]]
+    text: str
+
+
+class MMLMProcessor(ProcessorMixin):
+    """Tokenizer, chat format and image processor of one model.
+
+    Args:
+        image_processor: Makes tiles and counts tokens.
+        tokenizer: The language model's tokenizer, which knows ``<image>``.
+        chat_template: Turns messages into a prompt; accepts text and image parts.
+    """
+
+    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+    image_processor_class = "MMLMImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        image_processor: MMLMImageProcessor | None = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.chat = ChatFormat(tokenizer, chat_template)
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        super().__init__(image_processor, tokenizer, chat_template=self.chat.template)
+
+    def count_tokens(self, picture: Any) -> int:
+        """The number of placeholders of a picture (or of a `Size`), without reading pixels."""
+        size = picture if isinstance(picture, Size) else read_size(picture)
+        return self.image_processor.count_tokens(size)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        with_labels: bool = False,
+        add_generation_prompt: bool = False,
+        with_pixels: bool = True,
+    ) -> Encoded:
+        """Turn a conversation into ids, labels and pixels.
+
+        Raises:
+            ImageError: if a picture cannot be opened.
+            TemplateError: if labels were asked for and the loss mask cannot be proven.
+        """
+        pictures = images_of(messages)
+        encoded = self.chat.encode(
+            messages,
+            image_tokens=[self.count_tokens(picture) for picture in pictures],
+            add_generation_prompt=add_generation_prompt,
+            with_labels=with_labels,
+        )
+        pixels = None
+        if pictures and with_pixels:
+            pixels = torch.cat([self.image_processor.pixels(picture) for picture in pictures])
+        return Encoded(encoded.ids, encoded.labels, pixels, encoded.image_spans, encoded.text)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare rendered prompts, as transformers' processors do: one ``<image>`` per image.
+
+        Raises:
+            AlignmentError: if the prompts name more or fewer images than were passed.
+        """
+        kwargs = {**kwargs.pop("text_kwargs", {}), **kwargs}
+        for name in ("images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs", "videos"):
+            kwargs.pop(name, None)
+        pictures = _flat(images)
+        data: dict[str, Any] = {}
+        if text is not None:
+            prompts = [text] if isinstance(text, str) else list(text)
+            counts = [self.count_tokens(picture) for picture in pictures]
+            prompts = _expand(prompts, counts)
+            data = dict(self.tokenizer(prompts, return_tensors=return_tensors, **kwargs))
+        if pictures:
+            data |= self.image_processor.preprocess(pictures)
+        return BatchFeature(data, tensor_type=return_tensors if text is not None else None)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of the tensors that a call returns."""
+        return [*self.tokenizer.model_input_names, "pixel_values"]
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Count placeholders by size; the name is transformers', whose backends ask for it."""
+        sizes = [Size(*size) for size in image_sizes or ()]
+        counter = self.image_processor.counter
+        return {
+            "num_image_tokens": [counter.count(size) for size in sizes],
+            "num_image_patches": [
+                len(counter.policy.plan(size, counter.side).tiles) for size in sizes
+            ],
+        }
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:
+        """Write tokenizer, chat template and `processor_config.json` into a folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        values = {
+            "processor_class": type(self).__name__,
+            "image_token": self.image_token,
+            "image_processor": self.image_processor.to_dict(),
+        }
+        (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(self.chat.template, encoding="utf-8")
+        return [str(folder / FILE)]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> MMLMProcessor:
+        """Read a processor from a folder or from the Hub.
+
+        Raises:
+            CheckpointError: if the folder holds no readable `processor_config.json`.
+        """
+        places = {
+            key: kwargs[key]
+            for key in ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+            if kwargs.get(key) is not None
+        }
+        name = str(pretrained_model_name_or_path)
+        values = json.loads(_read_file(name, FILE, places) or "null")
+        if not isinstance(values, dict) or "image_processor" not in values:
+            raise CheckpointError(
+                f"{name} has no {FILE} with an `image_processor`; an MMLM processor was expected. "
+                f"Save the folder again with `Assistant.save`, or load it with `mmlm.load`."
+            )
+        settings = {k: v for k, v in values["image_processor"].items() if not k.endswith("_type")}
+        tokenizer = AutoTokenizer.from_pretrained(name, **places)
+        template = _read_file(name, "chat_template.jinja", places)
+        return cls(MMLMImageProcessor(**settings), tokenizer, chat_template=template)
+
+
+def _read_file(name: str, file: str, places: dict[str, Any]) -> str | None:
+    path = cached_file(
+        name, file, **places, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if path is None else Path(path).read_text(encoding="utf-8")
+
+
+def _flat(images: Any) -> list[Any]:
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return [picture for entry in images for picture in _flat(entry)]
+    return [images]
+
+
+def _expand(prompts: list[str], counts: list[int]) -> list[str]:
+    """Repeat every ``<image>`` as often as its picture has tokens."""
+    named = sum(prompt.count(IMAGE_TOKEN) for prompt in prompts)
+    if named != len(counts):
+        raise AlignmentError(
+            f"The text names {named} images ({IMAGE_TOKEN}) but {len(counts)} were passed. "
+            f"Write one {IMAGE_TOKEN} for each image, in the order of the images."
+        )
+    numbers = iter(counts)
+    expanded: list[str] = []
+    for prompt in prompts:
+        first, *rest = prompt.split(IMAGE_TOKEN)
+        expanded.append(first + "".join(IMAGE_TOKEN * next(numbers) + piece for piece in rest))
+    return expanded
