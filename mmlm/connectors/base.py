@@ -1,0 +1,39 @@
+"""What every connector is: a module from the vision width to the text width.
+
+The widths are not settings: they follow from the two models that a connector joins.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mmlm.config import PartConfig
+from mmlm.features import Grid, VisionFeatures
+from mmlm.registry import Registry
+
+
+class ConnectorConfig(PartConfig):
+    """Base of the configs of connectors."""
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """Return the grid that comes out; most connectors keep it."""
+        return grid
+
+    def build(self, *, vision_width: int, text_width: int) -> Connector:
+        """Build the connector between features and embeddings of these widths."""
+        raise NotImplementedError
+
+
+class Connector(nn.Module):
+    """From packed features of the vision width to packed features of the text width."""
+
+    def forward(self, features: VisionFeatures) -> VisionFeatures:
+        """Project the features; items do not see one another."""
+        raise NotImplementedError
+
+    def last_linear(self) -> nn.Linear | None:
+        """Return the layer whose weights set the scale of the output, or None if none does."""
+        return None
+
+
+connectors: Registry[ConnectorConfig] = Registry("connector")

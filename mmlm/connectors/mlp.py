@@ -1,0 +1,85 @@
+"""The connector `mlp`: linear layers with an activation between them (LLaVA-1.5 and most since)."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from mmlm.connectors.base import Connector, ConnectorConfig, connectors
+from mmlm.features import VisionFeatures
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+@connectors.register("mlp")
+class MLPConnectorConfig(ConnectorConfig):
+    """Project each feature by a stack of linear layers.
+
+    Depth 2 with GELU and bias is the projector of `LlavaForConditionalGeneration` and
+    `FastVlmForConditionalGeneration`.
+    """
+
+    depth: int = Field(default=2, ge=1)
+    """Number of linear layers; all but the first map the text width onto itself."""
+
+    activation: str = "gelu"
+    """What stands between the layers: gelu, relu, silu or tanh."""
+
+    bias: bool = True
+    """Whether the layers have a bias."""
+
+    @field_validator("activation")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in _ACTIVATIONS:
+            raise ValueError(f"no such activation; known: {', '.join(_ACTIVATIONS)}")
+        return value
+
+    def build(self, *, vision_width: int, text_width: int) -> MLPConnector:
+        """Build the connector between features and embeddings of these widths."""
+        return MLPConnector(
+            vision_width,
+            text_width,
+            depth=self.depth,
+            activation=_ACTIVATIONS[self.activation],
+            bias=self.bias,
+        )
+
+
+class MLPConnector(Connector):
+    """Projects each feature by itself.
+
+    Shapes:
+        values:  ``(tokens, vision_width)``
+        returns: ``(tokens, text_width)``
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        *,
+        depth: int,
+        activation: type[nn.Module] = nn.GELU,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(vision_width, text_width, bias=bias)]
+        for _ in range(depth - 1):
+            layers += [activation(), nn.Linear(text_width, text_width, bias=bias)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: VisionFeatures) -> VisionFeatures:
+        """Project each feature."""
+        return features.with_values(self.layers(features.values))
+
+    def last_linear(self) -> nn.Linear:
+        """Return the last layer of the stack."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last

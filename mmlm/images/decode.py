@@ -1,0 +1,260 @@
+"""Opening any picture as a person would expect to see it, or saying why it cannot be opened.
+
+Handled: EXIF rotation, CMYK, palettes, transparency (over white), 16-bit and float grey,
+animations (the first frame), arrays. Refused with the reason: files that are truncated, empty
+or no picture, and pictures with more pixels than allowed, which is known from the header
+before anything is decoded. Vector and script formats are never handed to an interpreter.
+
+Obtaining bytes from somewhere else is not done here (see `mmlm.serving`), nor is resizing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmlm.errors import ImageError
+from mmlm.features import Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
+"""What can be opened: a file, its bytes, or a picture that is in memory already."""
+
+MAX_PIXELS = 89_478_485
+"""Most pixels of a picture: a quarter of a gigabyte as RGB, the limit that Pillow warns at."""
+
+MAX_SIDE_PX = 65_535
+"""Longest side of a picture, that of JPEG: a strip beyond it is no picture for an encoder."""
+
+FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
+"""The formats that are opened. Formats that run code, such as EPS, are not among them."""
+
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+_WHITE = (255, 255, 255, 255)
+
+
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture, upright and in RGB.
+
+    Args:
+        source: A file name, the bytes of a file, a PIL picture, or an array
+            ``(height, width[, 1 | 3 | 4])`` of uint8, uint16, bool, or floats from 0 to 1.
+        max_pixels: Refuse larger pictures, before decoding them.
+
+    Raises:
+        ImageError: if the picture cannot be opened, or is too large.
+    """
+    with _explained(source), _header(source, max_pixels) as image:
+        image.load()
+        picture = _to_rgb(_upright(image))
+        return picture.copy() if picture is source else picture
+
+
+def read_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Size:
+    """Read height and width, as `open_image` would return it, from the header alone.
+
+    Raises:
+        ImageError: if the header cannot be read, or promises a picture that is too large.
+    """
+    with _explained(source), _header(source, max_pixels) as image:
+        width, height = image.size
+        return Size(width, height) if _orientation(image) in _LYING else Size(height, width)
+
+
+@contextmanager
+def _header(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture up to its header, and refuse one that is too large."""
+    if isinstance(source, Image.Image):
+        _refuse_size(source, source, max_pixels)
+        yield source
+        return
+    if isinstance(source, np.ndarray):
+        image = _from_array(source)
+        _refuse_size(image, source, max_pixels)
+        yield image
+        return
+    with Image.open(_stream(source), formats=FORMATS) as image:
+        _refuse_size(image, source, max_pixels)
+        yield image
+
+
+def _stream(source: str | os.PathLike[str] | bytes) -> Any:
+    """Return what Pillow opens, after the mistakes that Pillow would explain badly."""
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError("The picture is empty: 0 bytes. Send the whole file.")
+        return io.BytesIO(source)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"A {type(source).__name__} cannot be opened as a picture. Give a file name, the "
+            f"bytes of a file, a PIL picture or a numpy array."
+        )
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        raise ImageError(
+            f"{_name(source)} is an address, and addresses are not fetched here. Download the "
+            f"picture and give its path or bytes."
+        )
+    path = Path(source)
+    if not path.exists():
+        raise ImageError(f"There is no picture at {path}. Check the path.")
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder. Name one picture in it.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path} is empty: 0 bytes. Fetch the file again.")
+    return path
+
+
+def _refuse_size(image: Image.Image, source: ImageSource, max_pixels: int) -> None:
+    """Raise if a picture has no pixels, too many, or too many in a row."""
+    width, height = image.size
+    if not width or not height:
+        raise ImageError(f"{_name(source)} has no pixels: {width} x {height}.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{_name(source)} has {width} x {height} pixels, more than the {max_pixels:,} that "
+            f"are allowed. Shrink it first, or raise `max_pixels`."
+        )
+    if max(width, height) > MAX_SIDE_PX:
+        raise ImageError(
+            f"{_name(source)} has {width} x {height} pixels; the longest side that is opened is "
+            f"{MAX_SIDE_PX:,}. Cut the strip into pieces first."
+        )
+
+
+@contextmanager
+def _explained(source: ImageSource) -> Iterator[None]:
+    """Turn whatever a decoder raises on broken bytes into an `ImageError` with the cause."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{_name(source)} would unpack to more pixels than are safe ({error}). Shrink it first."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{_name(source)} is not a picture that can be opened. Known formats: "
+            f"{', '.join(FORMATS)}. {_hint(source)}"
+        ) from error
+    except Exception as error:  # decoders raise anything at all on broken bytes
+        raise ImageError(
+            f"{_name(source)} is damaged or truncated: {error or type(error).__name__}. Fetch the "
+            f"file again."
+        ) from error
+
+
+def _hint(source: ImageSource) -> str:
+    """Say what a file that is no picture seems to be."""
+    if isinstance(source, bytes):
+        start = source[:512]
+    elif isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as file:
+            start = file.read(512)
+    else:
+        return ""
+    lower = start.lstrip().lower()
+    if b"<svg" in lower:
+        return "It is an SVG drawing; render it to PNG first."
+    if lower.startswith((b"<!doctype", b"<html")):
+        return "It is a web page: most often what a server sent in place of the picture."
+    if b"ftypheic" in lower or b"ftypmif1" in lower or b"ftypheix" in lower:
+        return "It is HEIC, as phones write it; convert it to JPEG first."
+    if lower.startswith(b"%pdf"):
+        return "It is a PDF; render its pages first."
+    return f"It begins with {start[:16]!r}."
+
+
+def _name(source: ImageSource) -> str:
+    """Name a source for a message."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        return text if len(text) <= 200 else text[:200] + "…"
+    if isinstance(source, bytes):
+        return f"The picture ({len(source):,} bytes)"
+    return f"The picture ({type(source).__name__})"
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read how the camera was held; broken EXIF counts as upright, as viewers do it."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata must not cost the picture
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF says."""
+    if _orientation(image) in range(2, 9):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB; transparency is laid over white, as on a page."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Map grey values of 16 bits or more, or floats, onto bytes.
+
+    Integers that fit into 16 bits keep their full scale (65,535 is white), floats from 0 to 1
+    or from 0 to 255 theirs. Anything else has no known white, and is spread from its least to
+    its greatest value.
+    """
+    floats = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if floats and low >= 0 and high <= 1:
+        scaled = values * 255.0
+    elif floats and low >= 0 and high <= 255:
+        scaled = values
+    elif not floats and low >= 0 and high <= 65_535:
+        scaled = values / 257.0
+    else:
+        scaled = (values - low) * (255.0 / (high - low if high > low else 1.0))
+    return np.round(scaled).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """Make a picture of an array ``(height, width[, channels])``."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(
+            f"An array of shape {array.shape} is not a picture. Expected (height, width) or "
+            f"(height, width, 3 or 4), channels last."
+        )
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = np.round(array / 257.0).astype(np.uint8)
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ImageError(
+                f"A picture of floats must lie between 0 and 1 (got {array.min()} to "
+                f"{array.max()}). Divide by 255, or give uint8."
+            )
+        array = np.round(array * 255.0).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(
+            f"A picture cannot be made of {array.dtype}. Give uint8, uint16, bool, or floats "
+            f"between 0 and 1."
+        )
+    return Image.fromarray(np.ascontiguousarray(array))

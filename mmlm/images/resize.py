@@ -1,0 +1,212 @@
+"""From a picture and a tile to the uint8 pixels of that tile.
+
+Resizing is `torch.nn.functional.interpolate` on uint8 with antialiasing: bit for bit what the
+torchvision-backed image processors of transformers compute. It runs row pass first, then
+column pass, and each pass in strips, which changes no bit and keeps the memory of a picture
+of 1 × 20,000 pixels, padded to a square, in the megabytes.
+
+Only `normalise` knows floats; nothing here opens a file or chooses a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from mmlm.errors import ConfigError
+from mmlm.features import Size
+from mmlm.images.base import Tile
+
+RESAMPLE = ("bilinear", "bicubic", "lanczos", "nearest-exact")
+"""The names that `resample` takes; lanczos needs a PyTorch that has it for uint8."""
+
+_STRIP_PIXELS = 16 * 2**20
+_SCALED_PIXELS = 64 * 2**20
+
+
+class _Margins(NamedTuple):
+    """How far a box reaches beyond the picture on each side, in source pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def cut(
+    image: Image.Image,
+    tile: Tile,
+    *,
+    resample: str = "bicubic",
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
+    """Cut one tile out of a picture.
+
+    Args:
+        image: An RGB picture, as `decode.open_image` gives it.
+        tile: Where to cut, and the size to return.
+        resample: One of `RESAMPLE`.
+        fill: The colour of what lies outside the picture.
+
+    Returns:
+        uint8, ``(3, tile.size.height, tile.size.width)``.
+    """
+    if resample not in RESAMPLE:
+        raise ConfigError(
+            f"No resampling is named {resample!r}. Known: {', '.join(RESAMPLE)}. It comes from "
+            f"the encoder's facts; set `vision.resample` to another."
+        )
+    scaled = tile.scaled or tile.size
+    if scaled == tile.size and tile.at == (0, 0):
+        return _resize_box(image, tile.box, scaled, resample=resample, fill=fill)
+    if scaled.height * scaled.width > _SCALED_PIXELS:
+        tile = _window_in_source(tile, scaled)
+        return _resize_box(image, tile.box, tile.size, resample=resample, fill=fill)
+    pixels = _resize_box(image, tile.box, scaled, resample=resample, fill=fill)
+    top, left = tile.at
+    return _crop_or_fill(pixels, (left, top, left + tile.size.width, top + tile.size.height), fill)
+
+
+def cut_all(
+    image: Image.Image,
+    tiles: Sequence[Tile],
+    *,
+    resample: str = "bicubic",
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
+    """Cut tiles of one size: uint8, ``(tiles, 3, height, width)``."""
+    return torch.stack([cut(image, tile, resample=resample, fill=fill) for tile in tiles])
+
+
+def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn bytes into what the encoder was trained on: ``(pixels / 255 - mean) / std``.
+
+    Scale and offset are folded into one subtraction and one division, as the image processors
+    of transformers do, so that the result equals theirs to the last bit.
+
+    Shapes:
+        pixels:  uint8 ``(..., channels, height, width)``
+        returns: float32 of the same shape
+    """
+    offset = torch.tensor(mean, dtype=torch.float32, device=pixels.device) * 255.0
+    scale = torch.tensor(std, dtype=torch.float32, device=pixels.device) * 255.0
+    return pixels.to(torch.float32).sub_(offset[:, None, None]).div_(scale[:, None, None])
+
+
+def mean_fill(mean: Sequence[float]) -> tuple[int, int, int]:
+    """Return the encoder's mean as a colour, rounded down as `LlavaImageProcessor` does it."""
+    red, green, blue = (int(value * 255) for value in mean)
+    return red, green, blue
+
+
+def _window_in_source(tile: Tile, scaled: Size) -> Tile:
+    """Return the tile whose box is just the window, to the nearest source pixel.
+
+    Only for pictures so long that the resized box would fill the memory.
+    """
+    left, top, right, bottom = tile.box
+    across, down = (right - left) / scaled.width, (bottom - top) / scaled.height
+    window_top, window_left = tile.at
+    box_left = left + round(window_left * across)
+    box_top = top + round(window_top * down)
+    box_right = max(box_left + 1, left + round((window_left + tile.size.width) * across))
+    box_bottom = max(box_top + 1, top + round((window_top + tile.size.height) * down))
+    return Tile(box=(box_left, box_top, box_right, box_bottom), size=tile.size)
+
+
+def _resize_box(
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    size: Size,
+    *,
+    resample: str,
+    fill: tuple[int, int, int],
+) -> Tensor:
+    """Resize one box, which may reach beyond the picture, to `size`."""
+    left, top, right, bottom = box
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return _colour(fill)[:, None, None].expand(3, *size).contiguous()
+    margins = _Margins(
+        inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3]
+    )
+    pixels = _as_tensor(image if inside == (0, 0, *image.size) else image.crop(inside))
+    narrow = torch.cat(
+        [
+            _interpolate(
+                _crop_or_fill(
+                    strip, (-margins.left, 0, strip.shape[2] + margins.right, strip.shape[1]), fill
+                ),
+                Size(strip.shape[1], size.width),
+                resample,
+            )
+            for strip in pixels.split(_strip(right - left), dim=1)
+        ],
+        dim=1,
+    )
+    blank = _colour(fill)[:, None, None].expand(3, 1, right - left)
+    blank = _interpolate(blank, Size(1, size.width), resample)
+    strips = zip(*(part.split(_strip(bottom - top), dim=2) for part in (narrow, blank)), strict=True)
+    return torch.cat(
+        [
+            _interpolate(
+                torch.cat(
+                    [
+                        outside.expand(3, margins.top, outside.shape[2]),
+                        strip,
+                        outside.expand(3, margins.bottom, outside.shape[2]),
+                    ],
+                    dim=1,
+                ),
+                Size(size.height, strip.shape[2]),
+                resample,
+            )
+            for strip, outside in strips
+        ],
+        dim=2,
+    )
+
+
+def _strip(length: int) -> int:
+    """How many lines of `length` pixels are worked on at once."""
+    return max(1, _STRIP_PIXELS // length)
+
+
+def _interpolate(pixels: Tensor, size: Size, resample: str) -> Tensor:
+    """Resize uint8 ``(3, height, width)``."""
+    if pixels.shape[1:] == size:
+        return pixels
+    smooth = resample != "nearest-exact"
+    return functional.interpolate(
+        pixels[None], size=tuple(size), mode=resample, antialias=smooth
+    )[0]
+
+
+def _crop_or_fill(
+    pixels: Tensor, box: tuple[int, int, int, int], fill: tuple[int, int, int]
+) -> Tensor:
+    """Cut a box out of ``(3, height, width)``; what lies outside gets the fill colour."""
+    left, top, right, bottom = box
+    height, width = pixels.shape[1:]
+    if left >= 0 and top >= 0 and right <= width and bottom <= height:
+        return pixels[:, top:bottom, left:right]
+    canvas = _colour(fill)[:, None, None].repeat(1, bottom - top, right - left)
+    inside = pixels[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    row, column = max(-top, 0), max(-left, 0)
+    canvas[:, row : row + inside.shape[1], column : column + inside.shape[2]] = inside
+    return canvas
+
+
+def _colour(fill: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(fill, dtype=torch.uint8)
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    """Return the bytes of an RGB picture as uint8 ``(3, height, width)``."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

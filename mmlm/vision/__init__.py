@@ -1,0 +1,17 @@
+"""Vision encoders: from pixels to features.
+
+    images ──► vision ──► reducers ──► connectors ──► modeling
+               you are here
+
+`hf` takes any image tower of transformers, `timm` any model of timm, `patches` none at all.
+An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
+`VisionFacts` without the weights. To add an encoder, write one module here, register its
+config, and import it below; `tests/contracts/test_vision.py` finds it.
+"""
+
+from mmlm.vision.base import VisionConfig as VisionConfig
+from mmlm.vision.base import VisionEncoder as VisionEncoder
+from mmlm.vision.base import VisionFacts as VisionFacts
+from mmlm.vision.base import encoders as encoders
+from mmlm.vision.patches import PatchesConfig as PatchesConfig
+from mmlm.vision.patches import PatchesEncoder as PatchesEncoder

@@ -1,0 +1,194 @@
+"""What every vision encoder is: facts that need no weights, and a module that gives features.
+
+`VisionFacts` are resolved once, when the encoder is first loaded, and stored in `config.json`.
+From then on images are planned, tokens counted and pixels normalised without the weights.
+Which library a tower comes from is the business of the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmlm.config import Config, PartConfig
+from mmlm.errors import ConfigError
+from mmlm.features import Grid, Size, VisionFeatures
+from mmlm.registry import Registry
+
+
+class VisionFacts(Config):
+    """What is known about an encoder once it was probed."""
+
+    width: int = Field(ge=1)
+    """Width of one feature vector."""
+
+    side: tuple[int, int]
+    """Height and width of the pictures that the encoder takes, in pixels."""
+
+    grid: tuple[int, int]
+    """Rows and columns of features at that side, as counted in the probe."""
+
+    patch: int | None = None
+    """Side of one patch, for encoders that cut the picture into patches."""
+
+    stride: int = Field(ge=1)
+    """Pixels from one feature to the next."""
+
+    num_prefix: int = Field(default=0, ge=0)
+    """CLS and register tokens that the encoder puts before the patches."""
+
+    kept_prefix: int = Field(default=0, ge=0)
+    """How many of them are handed on as tokens, before the patches."""
+
+    channels: int = Field(default=3, ge=1)
+    """Channels of a pixel."""
+
+    mean: tuple[float, ...]
+    """Mean of each channel, for pixels from 0 to 1."""
+
+    std: tuple[float, ...]
+    """Standard deviation of each channel, for pixels from 0 to 1."""
+
+    resample: str = "bicubic"
+    """How pictures are resized: bilinear, bicubic, lanczos or nearest-exact."""
+
+    rule: Literal["fixed", "multiple"] = "fixed"
+    """Whether the encoder takes its side alone, or any multiple of `step` as well."""
+
+    step: int = Field(default=1, ge=1)
+    """What other sides must be a multiple of, under the rule `multiple`."""
+
+    feature: str
+    """Which features are used, e.g. `hidden_states[-2]`."""
+
+    @property
+    def side_size(self) -> Size:
+        """The encoder's side as a `Size`."""
+        return Size(*self.side)
+
+    def out_grid(self, size: Size) -> Grid:
+        """Return the grid of features of a tile.
+
+        Args:
+            size: Height and width of the tile, in pixels.
+
+        Raises:
+            ConfigError: if the encoder does not take this size; names sizes that it takes.
+        """
+        if tuple(size) == self.side:
+            rows, columns = self.grid
+        elif self.rule == "multiple" and not any(pixels % self.step for pixels in size):
+            rows, columns = size.height // self.stride, size.width // self.stride
+        else:
+            raise ConfigError(
+                f"This encoder does not take tiles of {size.height} x {size.width} pixels. "
+                f"{self._sizes(size)}"
+            )
+        if self.kept_prefix:
+            return Grid(1, 1, rows * columns + self.kept_prefix)
+        return Grid(1, rows, columns)
+
+    def _sizes(self, size: Size) -> str:
+        """Name sizes that work, near to `size`."""
+        native = f"{self.side[0]} x {self.side[1]}"
+        if self.rule == "fixed":
+            return f"It takes {native} alone. Set `vision.side_px` to load it at another size."
+        near = [max(self.step, round(pixels / self.step) * self.step) for pixels in size]
+        return f"It takes {native} and multiples of {self.step}, such as {near[0]} x {near[1]}."
+
+
+class VisionConfig(PartConfig):
+    """Base of the configs of vision encoders."""
+
+    def load(self, *, dtype: torch.dtype | None = None) -> VisionEncoder:
+        """Build the encoder with its pretrained weights, and probe its facts.
+
+        Args:
+            dtype: Type of the weights; by default float32.
+
+        Raises:
+            ConfigError: if the checkpoint is no image encoder, or does not take the size.
+        """
+        raise NotImplementedError
+
+    def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> VisionEncoder:
+        """Build the same encoder from what `config.json` holds, without reading weights.
+
+        Args:
+            facts: The facts that `load` found.
+            tower_config: What `VisionEncoder.tower_config` was.
+        """
+        raise NotImplementedError
+
+
+class VisionEncoder(nn.Module):
+    """From normalised pixels to packed features.
+
+    Subclasses keep the network of the library as `tower` and write `forward`. An encoder none
+    of whose parameters learn stays in evaluation mode, and batch norm always does: what an
+    image becomes must not depend on the images beside it.
+
+    Args:
+        facts: What is known about this encoder.
+    """
+
+    def __init__(self, facts: VisionFacts) -> None:
+        super().__init__()
+        self.facts = facts
+
+    @property
+    def tower_config(self) -> dict[str, Any] | None:
+        """The config of the tower as transformers writes it, or None if it has no tower."""
+        return None
+
+    def forward(self, pixels: Tensor) -> VisionFeatures:
+        """Encode tiles.
+
+        Args:
+            pixels: ``(tiles, channels, height, width)``, normalised.
+
+        Returns:
+            One item for each tile, with the grid ``facts.out_grid(size)``.
+        """
+        raise NotImplementedError
+
+    def idle_parameters(self) -> frozenset[str]:
+        """Name the parameters that the chosen feature does not depend on.
+
+        They never get a gradient (the blocks after `layer`, a pooling head), so that a trainer
+        can leave them out. Empty where everything is used.
+        """
+        return frozenset()
+
+    def train(self, mode: bool = True) -> VisionEncoder:
+        """Enter training mode, but for what must not depend on the batch."""
+        super().train(mode and any(weight.requires_grad for weight in self.parameters()))
+        for module in _batch_norms(self):
+            module.eval()
+        return self
+
+
+encoders: Registry[VisionConfig] = Registry("vision encoder")
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield every batch norm, those of timm included."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            yield child
+
+
+def pack_tokens(tokens: Tensor, facts: VisionFacts, size: Size) -> VisionFeatures:
+    """Pack ``(tiles, num_prefix + patches, width)`` into features.
+
+    Prefix tokens go apart, or stay before the patches where `facts.kept_prefix` says so.
+    """
+    grid = facts.out_grid(size)
+    dropped = facts.num_prefix - facts.kept_prefix
+    values = tokens[:, dropped:].reshape(-1, tokens.shape[-1])
+    prefix = tokens[:, : facts.num_prefix] if facts.num_prefix else None
+    return VisionFeatures(values, (grid,) * tokens.shape[0], prefix=prefix)
