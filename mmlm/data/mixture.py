@@ -1,0 +1,199 @@
+"""Several sources, mixed by weight into one endless, exactly known order of rows.
+
+A mixture says for every position which row of which source stands there; epoch after epoch,
+in constant memory. The words under `data:` in a recipe become a mixture here:
+
+    data: align                              a data recipe (see `mmlm recipes`)
+    data: photos.jsonl                       a file
+    data: {use: csv, path: a.csv}            a source, written out
+    data: {mix: [{use: …, weight: 2}, …]}    several
+
+It plans nothing and packs nothing; that is the work of `mmlm.data.pipeline`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from mmlm.config import Config, read_yaml
+from mmlm.data.base import Source, SourceConfig, sources
+from mmlm.data.order import key_of, permute
+from mmlm.data.sources import SUFFIXES
+from mmlm.errors import ConfigError, DataError
+
+_BLOCK = 4096
+
+
+class Share(Config):
+    """How much of one source goes into a mixture."""
+
+    weight: float = Field(default=1.0, gt=0.0)
+    """How often each row is seen in one epoch of the mixture; 0.5 takes half of the rows,
+    other ones each epoch."""
+
+    cap: int | None = Field(default=None, ge=1)
+    """Most rows that one epoch takes from this source."""
+
+    def rows_an_epoch(self, num_rows: int) -> int:
+        """Return how many rows of a source of `num_rows` one epoch takes."""
+        rows = max(1, round(self.weight * num_rows)) if num_rows else 0
+        return rows if self.cap is None else min(rows, self.cap)
+
+
+class Place(NamedTuple):
+    """Which row stands at a position."""
+
+    source: int
+    row: int
+    epoch: int
+
+
+class Mixture:
+    """Opened sources with their shares.
+
+    Args:
+        opened: Each source with its share.
+        seed: Changes the order and nothing else.
+        shuffle: False keeps the order as written, source after source.
+    """
+
+    def __init__(
+        self, opened: Sequence[tuple[Source, Share]], *, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        self.sources = [source for source, _ in opened]
+        self._counts = [share.rows_an_epoch(len(source)) for source, share in opened]
+        self._ends = list(accumulate(self._counts))
+        self._seed, self._shuffle = seed, shuffle
+        self._block: tuple[int, int, list[int]] | None = None
+        if not self._ends or self._ends[-1] == 0:
+            names = ", ".join(source.name for source in self.sources) or "none"
+            raise DataError(f"There is not one row to learn from. Sources: {names}.")
+
+    @property
+    def epoch_rows(self) -> int:
+        """The number of rows of one epoch."""
+        return self._ends[-1]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of each source one epoch takes."""
+        return {
+            source.name: count for source, count in zip(self.sources, self._counts, strict=True)
+        }
+
+    def place(self, position: int) -> Place:
+        """Return which row stands at a position; positions go on through the epochs."""
+        epoch, index = divmod(position, self.epoch_rows)
+        if self._shuffle:
+            index = self._shuffled(epoch, index)
+        number = bisect_right(self._ends, index)
+        within = index - (self._ends[number] - self._counts[number])
+        size = len(self.sources[number])
+        rounds, rest = divmod(within, size)
+        if rounds == self._counts[number] // size:
+            # The last, partial round takes a random part of the rows, another one each epoch.
+            key = key_of("part", self._seed, epoch, number)
+            rest = int(permute(np.array([rest]), size, key)[0]) if self._shuffle else rest
+        return Place(number, rest, epoch)
+
+    def _shuffled(self, epoch: int, index: int) -> int:
+        block, offset = divmod(index, _BLOCK)
+        if self._block is None or self._block[:2] != (epoch, block):
+            start = block * _BLOCK
+            indices = np.arange(start, min(start + _BLOCK, self.epoch_rows))
+            key = key_of("order", self._seed, epoch)
+            self._block = (epoch, block, permute(indices, self.epoch_rows, key).tolist())
+        return self._block[2][offset]
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the rows or their order change."""
+        parts = [f"{s.name}:{s.fingerprint()}" for s in self.sources]
+        return f"{key_of(self._seed, self._shuffle, self._counts, parts):016x}"
+
+
+def read_mixture(
+    words: Any, *, folder: Path, origin: str = "data", find: Any = None
+) -> list[tuple[SourceConfig, Share, Path]]:
+    """Turn the words under `data:` into configs, without opening anything.
+
+    Args:
+        words: A name, a path, a mapping, or a list of these.
+        folder: Where relative paths begin.
+        origin: The key, for messages.
+        find: Turns the name of a data recipe into its path, or raises `ConfigError`.
+
+    Returns:
+        Each source with its share and the folder in which its paths begin.
+    """
+    if isinstance(words, str):
+        return _read_name(words, folder=folder, origin=origin, find=find)
+    if isinstance(words, list):
+        words = {"mix": words}
+    if not isinstance(words, dict) or not words:
+        raise ConfigError(
+            f"{origin} must be the name of a data recipe, a file, or a source such as "
+            f"{{use: jsonl, path: my.jsonl}} (got {words!r})."
+        )
+    words = {key: value for key, value in words.items() if key != "about"}
+    if "mix" in words:
+        extra = sorted(set(words) - {"mix"})
+        if extra or not isinstance(words["mix"], list):
+            raise ConfigError(f"{origin} with `mix` takes a list of sources and no {extra}.")
+        found: list[tuple[SourceConfig, Share, Path]] = []
+        for index, entry in enumerate(words["mix"]):
+            found += read_mixture(entry, folder=folder, origin=f"{origin}.mix[{index}]", find=find)
+        return found
+    share_words = {key: words[key] for key in ("weight", "cap") if key in words}
+    share = Share.from_dict(share_words, origin=origin)
+    rest = {key: value for key, value in words.items() if key not in share_words}
+    if "recipe" in rest:
+        inner = _read_name(rest["recipe"], folder=folder, origin=origin, find=find)
+        return [(config, _product(share, part), home) for config, part, home in inner]
+    return [(sources.read(rest, origin=origin), share, folder)]
+
+
+def _product(outer: Share, inner: Share) -> Share:
+    caps = [cap for cap in (outer.cap, inner.cap) if cap is not None]
+    return Share(weight=outer.weight * inner.weight, cap=min(caps) if caps else None)
+
+
+def _read_name(
+    name: str, *, folder: Path, origin: str, find: Any
+) -> list[tuple[SourceConfig, Share, Path]]:
+    """Read a data file named by its path, or a data recipe named by name or path."""
+    use = SUFFIXES.get(Path(name).suffix.lower())
+    if use is not None:
+        return [(sources.read({"use": use, "path": name}, origin=origin), Share(), folder)]
+    path = next((p for p in (folder / name, Path(name)) if p.is_file()), None)
+    if path is None:
+        if find is None:
+            raise ConfigError(f"{origin}: there is no data file or recipe {name!r}.")
+        path = Path(find(name))
+    return read_mixture(read_yaml(path), folder=path.parent, origin=str(path), find=find)
+
+
+def open_mixture(
+    words: Any,
+    *,
+    folder: Path,
+    seed: int = 0,
+    shuffle: bool = True,
+    origin: str = "data",
+    find: Any = None,
+) -> Mixture:
+    """Open every source that `words` name; see `read_mixture` for the arguments."""
+    configs = read_mixture(words, folder=folder, origin=origin, find=find)
+    opened = [(config.open(home), share) for config, share, home in configs]
+    seen: dict[str, int] = {}
+    for source, _ in opened:
+        seen[source.name] = seen.get(source.name, 0) + 1
+        if seen[source.name] > 1:
+            source.name = f"{source.name}-{seen[source.name]}"
+    return Mixture(opened, seed=seed, shuffle=shuffle)

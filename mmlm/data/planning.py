@@ -1,0 +1,148 @@
+"""From a position in the order to a sample with known length, from headers alone.
+
+    mixture ──► planning ──► packing ──► pipeline ──► collate
+                you are here
+
+A planned sample holds its token ids and labels and the places of its images; no pixel has
+been decoded. Whatever is wrong becomes a `Drop` with its cause. Cut is nothing, ever.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmlm.data.mixture import Mixture
+from mmlm.data.schema import BadRow, Drop, Sample
+from mmlm.errors import AlignmentError, ConfigError, ImageError
+from mmlm.images import read_size
+from mmlm.messages import images_of
+from mmlm.processing import MMLMProcessor
+
+NOT_LEARNT = -100
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A sample whose length is known and whose pixels are not read.
+
+    Shapes:
+        ids, labels: ``(tokens,)``, placeholders expanded; the first label is never learnt,
+            because nothing stands before it that could predict it
+    """
+
+    position: int
+    source: str
+    row: int
+    id: str
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    images: tuple[Any, ...]
+    num_tiles: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Length in tokens, image tokens included."""
+        return len(self.ids)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of tokens that are learnt."""
+        return int((self.labels != NOT_LEARNT).sum())
+
+
+class Planner:
+    """Plans samples of one mixture for one model.
+
+    Args:
+        mixture: Which row stands at which position.
+        processor: Counts image tokens and renders conversations.
+        max_tokens: Longer samples are dropped.
+        max_tiles: Samples with more image tiles are dropped.
+    """
+
+    def __init__(
+        self, mixture: Mixture, processor: MMLMProcessor, *, max_tokens: int, max_tiles: int
+    ) -> None:
+        self.mixture = mixture
+        self.processor = processor
+        self.max_tokens, self.max_tiles = max_tokens, max_tiles
+
+    def plan(self, position: int) -> Planned | Drop:
+        """Plan the sample at a position, or say why it is left out."""
+        place = self.mixture.place(position)
+        source = self.mixture.sources[place.source]
+        name = str(place.row)
+        try:
+            sample = source.sample(place.row)
+            name = sample.id
+            return self._plan(sample, position, place.row)
+        except BadRow as error:
+            return Drop(source.name, place.row, name, error.cause, error.detail)
+
+    def _plan(self, sample: Sample, position: int, row: int) -> Planned:
+        pictures = images_of(sample.messages)
+        tokens, num_tiles = self._count(pictures)
+        planned = self._encode(sample, position, row, pictures, tokens, num_tiles)
+        if planned.num_tokens > self.max_tokens:
+            raise BadRow(
+                "too_long",
+                f"{planned.num_tokens} tokens, {sum(tokens)} of them image tokens; a row "
+                f"has {self.max_tokens} (`run.row_tokens`)",
+            )
+        if num_tiles > self.max_tiles:
+            raise BadRow("too_long", f"{num_tiles} image tiles; a row has {self.max_tiles}")
+        if planned.num_labels == 0:
+            raise BadRow("no_labels", f"none of {planned.num_tokens} tokens is learnt")
+        return planned
+
+    def _count(self, pictures: list[Any]) -> tuple[list[int], int]:
+        """Count tokens and tiles of each picture from its header."""
+        counter = self.processor.image_processor.counter
+        tokens: list[int] = []
+        num_tiles = 0
+        for picture in pictures:
+            if isinstance(picture, str | os.PathLike) and not Path(picture).exists():
+                raise BadRow("no_image_file", str(picture))
+            try:
+                size = read_size(picture)
+            except (ImageError, OSError) as error:
+                raise BadRow("bad_image", str(error)) from None
+            tiles = counter.policy.plan(size, counter.side).tiles
+            num_tiles += len(tiles)
+            tokens.append(sum(counter.grid_of_tile(tile.size).num_tokens for tile in tiles))
+        return tokens, num_tiles
+
+    def _encode(
+        self,
+        sample: Sample,
+        position: int,
+        row: int,
+        pictures: list[Any],
+        tokens: list[int],
+        num_tiles: int,
+    ) -> Planned:
+        try:
+            encoded = self.processor.chat.encode(
+                sample.messages, image_tokens=tokens, with_labels=True
+            )
+        except (ConfigError, AlignmentError, UnicodeError) as error:
+            raise BadRow("bad_template", str(error)) from None
+        assert encoded.labels is not None
+        labels = np.array(encoded.labels, dtype=np.int64)
+        labels[:1] = NOT_LEARNT
+        return Planned(
+            position=position,
+            source=sample.source,
+            row=row,
+            id=sample.id,
+            ids=np.array(encoded.ids, dtype=np.int64),
+            labels=labels,
+            images=tuple(pictures),
+            num_tiles=num_tiles,
+        )
