@@ -4,15 +4,37 @@
                                                                                              └──► vision
 
 `decode` opens pictures that strangers send; an image policy maps a *size* to tiles, without
-pixels; `resize` cuts one tile. Normalising needs the encoder's facts and belongs to
-`mmlm.processing`. To add a policy, write one module here, register its config, and import it
-below; `tests/contracts/test_images.py` finds it.
+pixels; `resize` cuts the tiles out and normalises them. Only `resize` needs torch, and it is
+imported when it is first asked for. To add a policy, write one module here, register its
+config, and import it below; `tests/contracts/test_images.py` finds it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from mmlm.images.base import ImagePlan as ImagePlan
 from mmlm.images.base import ImagePolicyConfig as ImagePolicyConfig
 from mmlm.images.base import Tile as Tile
 from mmlm.images.base import image_policies as image_policies
 from mmlm.images.crop import CropConfig as CropConfig
+from mmlm.images.decode import ImageSource as ImageSource
+from mmlm.images.decode import open_image as open_image
+from mmlm.images.decode import read_size as read_size
 from mmlm.images.letterbox import LetterboxConfig as LetterboxConfig
 from mmlm.images.squash import SquashConfig as SquashConfig
+
+if TYPE_CHECKING:
+    from mmlm.images.resize import cut as cut
+    from mmlm.images.resize import cut_all as cut_all
+    from mmlm.images.resize import mean_fill as mean_fill
+    from mmlm.images.resize import normalise as normalise
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for."""
+    if name in ("cut", "cut_all", "mean_fill", "normalise"):
+        from mmlm.images import resize
+
+        return getattr(resize, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
