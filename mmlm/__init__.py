@@ -36,7 +36,18 @@ _PUBLIC = {
     "load": "mmlm.assistant",
     "train": "mmlm.training",
 }
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [
+    "Assistant",
+    "Chat",
+    "GenerationSettings",
+    "MMLMError",
+    "Request",
+    "__version__",
+    "compose",
+    "evaluate",
+    "load",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

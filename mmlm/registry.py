@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from mmlm.errors import ConfigError, RegistryError
 
@@ -49,7 +49,7 @@ class Registry(Generic[PartT]):
         """Return a decorator that files a class under `name` and tells the class its name."""
 
         def file_under_name(cls: ClassT) -> ClassT:
-            holder = self._entries.setdefault(name, cls)
+            holder = self._entries.setdefault(name, cast("type[PartT]", cls))
             if holder is not cls:
                 raise RegistryError(
                     f"The {self.kind} name {name!r} is already taken by "
