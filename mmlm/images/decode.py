@@ -34,7 +34,7 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE_PX = 65_535
 """Longest side of a picture, that of JPEG: a strip beyond it is no picture for an encoder."""
 
-FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 MPO PNG PPM TGA TIFF WEBP".split()
+FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split()
 """The formats that are opened. Formats that run code, such as EPS, are not among them."""
 
 _ORIENTATION = 0x0112
