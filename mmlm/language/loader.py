@@ -1,0 +1,121 @@
+"""Loading a language model: a folder, a Hub id, or a GGUF file.
+
+A GGUF file is dequantised once and kept as an ordinary safetensors folder in MMLM's cache,
+keyed by the hash of the file; `package:NAME/FILE` names a GGUF file inside an installed
+Python package. Nothing is unpickled. Growing the vocabulary is in `mmlm.language.vocabulary`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mmlm.errors import ConfigError
+from mmlm.language.base import LanguageConfig, languages
+from mmlm.language.template import wrap_template
+from mmlm.storage.atomic import atomic_folder
+from mmlm.storage.cache import cache_folder
+from mmlm.storage.parts import hash_of, locate
+
+
+@languages.register("causal_lm")
+class CausalLMConfig(LanguageConfig):
+    """Any causal language model of transformers, by folder, Hub id or GGUF file."""
+
+    checkpoint: str
+    """Folder, Hub id, path of a GGUF file, or `package:NAME/FILE` for a file in a package."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    template: dict[str, bool | int | float | str] = {}
+    """Values of the chat template's own variables, such as `{enable_thinking: false}`."""
+
+    def load(self, *, dtype: Any = None) -> tuple[Any, Any]:
+        """Load the model and its tokenizer; see `load_language`."""
+        model, tokenizer = load_language(self.checkpoint, revision=self.revision, dtype=dtype)
+        if self.template and tokenizer.chat_template:
+            tokenizer.chat_template = wrap_template(
+                tokenizer.chat_template, variables=self.template
+            )
+        return model, tokenizer
+
+
+def load_language(
+    checkpoint: str, *, revision: str | None = None, dtype: Any = None
+) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        checkpoint: A folder, a Hub id, the path of a GGUF file, or ``package:NAME/FILE``.
+        revision: Branch, tag or commit on the Hub.
+        dtype: The precision of the weights; that of the checkpoint when left out.
+
+    Raises:
+        ConfigError: if nothing by that name can be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = locate(checkpoint, origin="model.language.checkpoint")
+    if source.endswith(".gguf"):
+        source, revision = str(folder_of_gguf(Path(source))), None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype or "auto", use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(_cannot_load(checkpoint, error)) from error
+    return model.eval(), tokenizer
+
+
+def folder_of_gguf(file: Path) -> Path:
+    """Return the safetensors folder of a GGUF file, converting it the first time.
+
+    Raises:
+        ConfigError: if the file cannot be read as a language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not file.is_file():
+        raise ConfigError(f"model.language.checkpoint: there is no file {file}.")
+    folder = cache_folder("gguf") / hash_of(file)[:32]
+    if (folder / "config.json").exists():
+        return folder
+    begun = time.monotonic()
+    print(
+        f"Converting {file.name} to safetensors, once (about 15 s for each 100 MB) …",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    except ImportError as error:
+        raise _missing_gguf(error) from None
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ConfigError(_cannot_load(str(file), error)) from error
+    with atomic_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+    print(f"Converted in {time.monotonic() - begun:.0f} s; kept in {folder}.", file=sys.stderr)
+    return folder
+
+
+def _missing_gguf(error: ImportError) -> Exception:
+    from mmlm.errors import MissingExtraError
+
+    if "gguf" in str(error):
+        return MissingExtraError("gguf", needed_for="Reading a GGUF file", extra="quickstart")
+    return error
+
+
+def _cannot_load(checkpoint: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (
+        f"model.language.checkpoint: {checkpoint!r} cannot be loaded as a causal language model: "
+        f"{lines[0]} Expected a folder with config.json, safetensors and a tokenizer, a Hub id of "
+        f"one, or a GGUF file of an architecture that transformers reads."
+    )
