@@ -1,0 +1,31 @@
+"""Scorers: one answer, its target, a mark.
+
+    benchmark ──► runner ──► scorers ──► results ──► reports
+                             you are here
+
+Each module holds functions with worked examples and, beside them, the configs that a
+benchmark names. Nothing here runs a model or draws at random.
+"""
+
+from mmlm.evaluation.scorers.base import Mark as Mark
+from mmlm.evaluation.scorers.base import Row as Row
+from mmlm.evaluation.scorers.base import ScorerConfig as ScorerConfig
+from mmlm.evaluation.scorers.base import Target as Target
+from mmlm.evaluation.scorers.base import read_scorer as read_scorer
+from mmlm.evaluation.scorers.base import scorers as scorers
+from mmlm.evaluation.scorers.boxes import BoxConfig as BoxConfig
+from mmlm.evaluation.scorers.choice import ChoiceConfig as ChoiceConfig
+from mmlm.evaluation.scorers.exams import AI2DConfig as AI2DConfig
+from mmlm.evaluation.scorers.exams import MMBenchConfig as MMBenchConfig
+from mmlm.evaluation.scorers.exams import MMMUConfig as MMMUConfig
+from mmlm.evaluation.scorers.exams import ScienceQAConfig as ScienceQAConfig
+from mmlm.evaluation.scorers.exams import SeedConfig as SeedConfig
+from mmlm.evaluation.scorers.names import ExactConfig as ExactConfig
+from mmlm.evaluation.scorers.names import KeywordConfig as KeywordConfig
+from mmlm.evaluation.scorers.names import NameConfig as NameConfig
+from mmlm.evaluation.scorers.reading import ANLSConfig as ANLSConfig
+from mmlm.evaluation.scorers.reading import ContainsConfig as ContainsConfig
+from mmlm.evaluation.scorers.reading import RelaxedConfig as RelaxedConfig
+from mmlm.evaluation.scorers.vqa import VQAConfig as VQAConfig
+from mmlm.evaluation.scorers.yes_no import MMEConfig as MMEConfig
+from mmlm.evaluation.scorers.yes_no import YesNoConfig as YesNoConfig

@@ -1,0 +1,90 @@
+"""Boxes: whether the answer points at the thing (RefCOCO and its kin)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from mmlm.evaluation.scorers.base import Mark, ScorerConfig, Target, scorers
+
+_NUMBER = r"-?\d+(?:\.\d+)?|-?\.\d+"
+_BRACKETS = re.compile(
+    rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
+)
+_ANY_FOUR = re.compile(rf"({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})")
+_EPSILON = 1e-6
+
+Box = tuple[float, float, float, float]
+
+
+def read_box(answer: str, *, dialect: str = "mmlm") -> Box | None:
+    """The first box in a text, as left, top, right, bottom; corners are put in order.
+
+    `lmms-eval` takes ``[a, b, c, d]`` alone, and corners as they stand.
+
+    >>> read_box("It is at [0.5, 0.1, 0.1, 0.5]."), read_box("(10,10,50,50)")
+    ((0.1, 0.1, 0.5, 0.5), (10.0, 10.0, 50.0, 50.0))
+    >>> read_box("(.1,.1,.5,.5)", dialect="lmms-eval") is None
+    True
+    """
+    found = _BRACKETS.search(answer)
+    if found is None and dialect == "mmlm":
+        found = _ANY_FOUR.search(answer)
+    if found is None:
+        return None
+    a, b, c, d = (float(number) for number in found.groups())
+    if dialect == "mmlm":
+        return min(a, c), min(b, d), max(a, c), max(b, d)
+    return a, b, c, d
+
+
+def overlap(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes; 0 where both are empty.
+
+    >>> overlap((0, 0, 2, 2), (1, 0, 3, 2))
+    0.333...
+    """
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum(max(b[2] - b[0], 0.0) * max(b[3] - b[1], 0.0) for b in (first, second))
+    union = areas - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _reference(text: str) -> list[float]:
+    value = json.loads(text)
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(text)
+    return [float(number) for number in value]
+
+
+@scorers.register("box")
+class BoxConfig(ScorerConfig):
+    """The answer's box and the reference's share at least half of their union."""
+
+    metric = "accuracy at IoU 0.5"
+    dialects = ("mmlm", "lmms-eval")
+
+    threshold: float = 0.5
+    """Smallest intersection over union that counts."""
+
+    def mark(self, answer: str, target: Target) -> Mark:
+        """Mark one answer."""
+        box = read_box(answer, dialect=self.spoken)
+        if box is None:
+            return Mark(0.0, None)
+        # A half that floats put at 0.49999999 is a half; the other dialect has no such mercy.
+        mercy = _EPSILON if self.spoken == "mmlm" else 0.0
+        best = max(overlap(box, _reference(reference)) for reference in target.references)
+        return Mark(float(best >= self.threshold - mercy), ", ".join(f"{x:g}" for x in box))
+
+    def fault(self, target: Target) -> str | None:
+        """Refuse a row without a box."""
+        try:
+            for reference in target.references:
+                _reference(reference)
+        except ValueError:
+            return f"its answer must be a box [left, top, right, bottom] (got {reference!r:.60})"
+        return super().fault(target)

@@ -1,0 +1,9 @@
+"""What people look at: terminal tables, progress, plots, contact sheets and one HTML page.
+
+    training, evaluation, cli ──► reports
+                                  you are here
+
+Everything here takes plain values - numbers, texts, pictures - and draws them. It reads the
+files of a run (`log.jsonl`, `growth.jsonl`, `results.json`, `predictions.jsonl`) and knows no
+model, no benchmark and no scorer.
+"""
