@@ -68,7 +68,10 @@ def _complaint(fault: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the float and boolean rules of version 1.2, and no duplicate keys."""
+    """YAML with the scalars of version 1.2, ``558_000`` besides, and no duplicate keys.
+
+    Dates, ``1:30``, ``010`` and ``on`` are strings; only true and false are booleans.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice: the first would be lost in silence."""
@@ -82,11 +85,20 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, rule) for tag, rule in rules if not tag.endswith((":bool", ":float"))]
+    letter: [
+        (tag, rule)
+        for tag, rule in rules
+        if not tag.endswith((":bool", ":float", ":int", ":timestamp"))
+    ]
     for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -46,7 +46,7 @@ def test_an_unpacked_wheel_lists_the_same_recipes_as_the_checkout(wheel, tmp_pat
         environment = {**os.environ, "PYTHONPATH": str(root)}
         run = [sys.executable, "-c", code]
         done = subprocess.run(
-            run, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+            run, env=environment, cwd=root.parent, capture_output=True, text=True, check=True
         )
         where, names = done.stdout.splitlines()
         assert Path(where).is_relative_to(root)
