@@ -1,7 +1,6 @@
 """From any picture to the tiles that an encoder gets.
 
-    file, bytes, array ──► decode ──► RGB picture ──► plan (image policy) ──► resize.cut ──► uint8 tiles
-                                                                                             └──► vision
+    file, bytes, array ──► decode ──► RGB picture ──► plan (policy) ──► resize.cut ──► vision
 
 `decode` opens pictures that strangers send; an image policy maps a *size* to tiles, without
 pixels; `resize` cuts the tiles out and normalises them. Only `resize` needs torch, and it is

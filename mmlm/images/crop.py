@@ -28,7 +28,8 @@ class CropConfig(ImagePolicyConfig):
 
     def plan(self, size: Size, side: Size) -> ImagePlan:
         """Plan one tile: a window in the middle of the resized picture."""
-        scaled = self._cover(size, Size(round(side.height * self.zoom), round(side.width * self.zoom)))
+        least = Size(round(side.height * self.zoom), round(side.width * self.zoom))
+        scaled = self._cover(size, least)
         top = (scaled.height - side.height) // 2
         left = (scaled.width - side.width) // 2
         return one_tile(Tile(box=whole(size), size=side, scaled=scaled, at=(top, left)))

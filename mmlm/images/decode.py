@@ -34,7 +34,9 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE_PX = 65_535
 """Longest side of a picture, that of JPEG: a strip beyond it is no picture for an encoder."""
 
-FORMATS = "AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split()
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 """The formats that are opened. Formats that run code, such as EPS, are not among them."""
 
 _ORIENTATION = 0x0112
@@ -207,7 +209,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture).convert("RGB")
+        page = Image.new("RGBA", picture.size, _WHITE)
+        return Image.alpha_composite(page, picture).convert("RGB")
     return image.convert("RGB")
 
 
@@ -236,7 +239,8 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     """Make a picture of an array ``(height, width[, channels])``."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    flat = array.ndim == 2
+    if array.size == 0 or not (flat or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ImageError(
             f"An array of shape {array.shape} is not a picture. Expected (height, width) or "
             f"(height, width, 3 or 4), channels last."

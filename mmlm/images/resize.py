@@ -133,9 +133,7 @@ def _resize_box(
     inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         return _colour(fill)[:, None, None].expand(3, *size).contiguous()
-    margins = _Margins(
-        inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3]
-    )
+    margins = _Margins(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3])
     pixels = _as_tensor(image if inside == (0, 0, *image.size) else image.crop(inside))
     narrow = torch.cat(
         [
@@ -152,7 +150,8 @@ def _resize_box(
     )
     blank = _colour(fill)[:, None, None].expand(3, 1, right - left)
     blank = _interpolate(blank, Size(1, size.width), resample)
-    strips = zip(*(part.split(_strip(bottom - top), dim=2) for part in (narrow, blank)), strict=True)
+    columns = _strip(bottom - top)
+    strips = zip(narrow.split(columns, dim=2), blank.split(columns, dim=2), strict=True)
     return torch.cat(
         [
             _interpolate(
@@ -183,9 +182,9 @@ def _interpolate(pixels: Tensor, size: Size, resample: str) -> Tensor:
     if pixels.shape[1:] == size:
         return pixels
     smooth = resample != "nearest-exact"
-    return functional.interpolate(
-        pixels[None], size=tuple(size), mode=resample, antialias=smooth
-    )[0]
+    return functional.interpolate(pixels[None], size=tuple(size), mode=resample, antialias=smooth)[
+        0
+    ]
 
 
 def _crop_or_fill(

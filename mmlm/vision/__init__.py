@@ -13,5 +13,9 @@ from mmlm.vision.base import VisionConfig as VisionConfig
 from mmlm.vision.base import VisionEncoder as VisionEncoder
 from mmlm.vision.base import VisionFacts as VisionFacts
 from mmlm.vision.base import encoders as encoders
+from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
+from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
 from mmlm.vision.patches import PatchesConfig as PatchesConfig
 from mmlm.vision.patches import PatchesEncoder as PatchesEncoder
+from mmlm.vision.timm import TimmVisionConfig as TimmVisionConfig
+from mmlm.vision.timm import TimmVisionEncoder as TimmVisionEncoder

@@ -1,0 +1,231 @@
+"""The encoder `hf`: any image tower of transformers that gives one feature for each place.
+
+Towers inside joint checkpoints (CLIP, SigLIP, LLaVA …) are loaded alone. Position tables are
+resized in two dimensions when another side is asked for, once, at load, so that the stock
+class computes the same without a flag. Only the facts come from here: which side is taken,
+what the grid is and how pixels are normalised; cutting pictures is done by `mmlm.images`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from mmlm.errors import ConfigError
+from mmlm.features import Size, VisionFeatures
+from mmlm.storage.parts import locate
+from mmlm.vision import hf_facts
+from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
+from mmlm.vision.positions import resize_positions
+from mmlm.vision.probe import count_grid, idle_parameters, run_shapes, wrong_size
+
+
+@encoders.register("hf")
+class HFVisionConfig(VisionConfig):
+    """An image tower of transformers, by Hub id or folder."""
+
+    checkpoint: str | None = None
+    """Hub id, folder, or `package:NAME/FOLDER`. None makes an untrained tower of `config`."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    config: dict[str, Any] | None = None
+    """The tower's own config with `model_type`, for a tower that starts untrained."""
+
+    layer: int | Literal["last"] = -2
+    """Which hidden state: `last` is after the final norm, -2 is LLaVA's, before any norm."""
+
+    side_px: int | None = Field(default=None, ge=1)
+    """Side of the pictures in pixels; by default that of the checkpoint."""
+
+    prefix: Literal["drop", "drop_first", "keep_as_tokens"] = "drop"
+    """What becomes of CLS and registers; stock LLaVA can drop the first alone, or keep all."""
+
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel; by default that of the checkpoint's image processor."""
+
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel; by default that of the image processor."""
+
+    resample: str | None = None
+    """How pictures are resized; by default as the image processor does it."""
+
+    def load(self, *, dtype: torch.dtype | None = None) -> HFVisionEncoder:
+        """Load the tower with its weights, resize it where asked, and probe it."""
+        tower = self._tower(dtype or torch.float32).eval()
+        native = hf_facts.side_of(tower.config)
+        side = native if self.side_px is None else Size(self.side_px, self.side_px)
+        if side is None:
+            raise ConfigError(
+                f"The config of {self._name} names no image_size. Set vision.side_px."
+            )
+        if side != native and not self._takes(tower, side):
+            tower = self._at_other_side(tower, native or side, side)
+        return HFVisionEncoder(tower, self._facts(tower, side), layer=self.layer)
+
+    def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> HFVisionEncoder:
+        """Build the tower from its config, without reading weights."""
+        if tower_config is None:
+            raise ConfigError("An hf encoder needs its `vision_config`. Save the model again.")
+        settings = {key: value for key, value in tower_config.items() if key != "model_type"}
+        config = AutoConfig.for_model(tower_config["model_type"], **settings)
+        return HFVisionEncoder(hf_facts.new_tower(config), facts, layer=self.layer)
+
+    @property
+    def _name(self) -> str:
+        """How messages call the tower."""
+        return self.checkpoint or f"the {(self.config or {}).get('model_type')} tower"
+
+    def _tower(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Return the tower at its native side, with its weights or untrained."""
+        if (self.checkpoint is None) == (self.config is None):
+            raise ConfigError(
+                "vision needs either `checkpoint`, a Hub id or folder, or `config`, the config of "
+                "an untrained tower with its `model_type`."
+            )
+        if self.config is not None:
+            settings = {key: value for key, value in self.config.items() if key != "model_type"}
+            try:
+                config = AutoConfig.for_model(self.config.get("model_type", ""), **settings)
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"vision.config cannot be used: {error}") from None
+            return hf_facts.new_tower(hf_facts.vision_part_of(config, "vision.config")).to(dtype)
+        checkpoint = locate(str(self.checkpoint), origin="vision.checkpoint")
+        return hf_facts.load_tower(checkpoint, revision=self.revision, dtype=dtype)
+
+    def _at_other_side(self, tower: PreTrainedModel, native: Size, side: Size) -> PreTrainedModel:
+        """Return the tower for another side, or say which sides it takes."""
+        patch = hf_facts.patch_of(tower.config)
+
+        def takes(side_px: int) -> bool:
+            try:
+                at = Size(side_px, side_px)
+                with torch.device("meta"):
+                    other = hf_facts.new_tower(hf_facts.config_at(tower.config, at))
+                self._grid(other, at)
+            except Exception:  # whatever a network raises, the size does not work
+                return False
+            return True
+
+        step = patch or 32
+        near = round(side.height / step) * step
+        candidates = [near, near + step, near - step, native.height, near + 2 * step, 224, 256, 384]
+        if patch and side.height % patch:
+            cause = f"it is not a multiple of the patch of {patch}"
+            raise wrong_size("vision.side_px", side.height, cause, takes, candidates)
+        try:
+            config = hf_facts.config_at(tower.config, side)
+            resized = resize_positions(tower, hf_facts.new_tower(config), native, patch)
+            self._grid(resized, side)
+        except Exception as error:  # see `takes`
+            raise wrong_size("vision.side_px", side.height, error, takes, candidates) from error
+        return resized
+
+    def _grid(self, tower: PreTrainedModel, side: Size) -> tuple[tuple[int, int], int, int]:
+        """Return the grid, the number of prefix tokens and the width of the features."""
+        shape = (1, hf_facts.channels_of(tower.config), *side)
+        features = run_shapes(tower, _feature_of(self.layer), shape)
+        if features.ndim == 4:
+            return hf_facts.map_layout(features, side)
+        patch = hf_facts.patch_of(tower.config)
+        grid, num_prefix = count_grid(features.shape[1], side, patch, origin=self._name)
+        return grid, num_prefix, int(features.shape[-1])
+
+    def _facts(self, tower: PreTrainedModel, side: Size) -> VisionFacts:
+        """Probe the tower at `side`."""
+        grid, num_prefix, width = self._grid(tower, side)
+        stride = max(1, side.height // grid[0])
+        channels = hf_facts.channels_of(tower.config)
+        pixels = hf_facts.pixel_facts(
+            None if self.checkpoint is None else locate(self.checkpoint),
+            self.revision,
+            tower.config.model_type,
+        )
+        kept = {"drop": 0, "drop_first": max(0, num_prefix - 1), "keep_as_tokens": num_prefix}
+        larger = Size(side.height + stride, side.width + stride)
+        return VisionFacts(
+            width=width,
+            side=(side.height, side.width),
+            grid=grid,
+            patch=hf_facts.patch_of(tower.config),
+            stride=stride,
+            num_prefix=num_prefix,
+            kept_prefix=kept[self.prefix],
+            channels=channels,
+            mean=self.mean or hf_facts.for_channels(pixels.mean, channels),
+            std=self.std or hf_facts.for_channels(pixels.std, channels),
+            resample=self.resample or pixels.resample,
+            rule="multiple" if self._takes(tower, larger) else "fixed",
+            step=stride,
+            feature="last_hidden_state" if self.layer == "last" else f"hidden_states[{self.layer}]",
+        )
+
+    def _takes(self, tower: PreTrainedModel, size: Size) -> bool:
+        """Say whether the tower as it is gives a grid that follows a size."""
+        patch = hf_facts.patch_of(tower.config)
+        if patch and (size.height % patch or size.width % patch):
+            return False
+        try:
+            grid, _, _ = self._grid(tower, size)
+        except Exception:  # whatever a network raises, the size does not work
+            return False
+        return not patch or grid[0] > 1 or size.height < 2 * patch
+
+
+class HFVisionEncoder(VisionEncoder):
+    """Runs a tower of transformers and packs one of its hidden states.
+
+    Shapes:
+        pixels:  ``(tiles, channels, height, width)``, normalised
+        returns: values ``(tiles · rows · columns, width)``
+    """
+
+    def __init__(
+        self, tower: PreTrainedModel, facts: VisionFacts, *, layer: int | Literal["last"]
+    ) -> None:
+        super().__init__(facts)
+        self.tower = tower
+        self._feature = _feature_of(layer)
+
+    @property
+    def tower_config(self) -> dict[str, Any]:
+        """The tower's config as transformers writes it."""
+        config: PretrainedConfig = self.tower.config
+        return config.to_dict()
+
+    def forward(self, pixels: Tensor) -> VisionFeatures:
+        """Encode tiles."""
+        size = Size(*pixels.shape[-2:])
+        self.facts.out_grid(size)  # refuses a size that the tower does not take
+        features = self._feature(self.tower, pixels.to(self.tower.dtype))
+        if features.ndim == 4:
+            features = hf_facts.map_to_tokens(features, self.facts.width)
+        return pack_tokens(features, self.facts, size)
+
+    def idle_parameters(self) -> frozenset[str]:
+        """Name the parameters after the chosen hidden state."""
+        shape = (1, self.facts.channels, *self.facts.side)
+        idle = idle_parameters(self.tower, self._feature, shape)
+        return frozenset(f"tower.{name}" for name in idle)
+
+
+def _feature_of(layer: int | Literal["last"]) -> Any:
+    """Return the function from tower and pixels to the features that are used."""
+
+    def feature(tower: Any, pixels: Tensor) -> Tensor:
+        if layer == "last":
+            return tower(pixels, return_dict=True).last_hidden_state
+        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        if not -len(states) <= layer < len(states):
+            raise ConfigError(
+                f"vision.layer {layer} is beyond this tower, which has {len(states)} hidden "
+                f"states: from {-len(states)} to {len(states) - 1}, or 'last'."
+            )
+        return states[layer]
+
+    return feature
