@@ -1,0 +1,23 @@
+"""In and out: model folders of MMLM, stock folders of transformers, deltas, cards, the Hub.
+
+    modeling, processing ──► hub ──► assistant, training, cli
+                             you are here
+
+`save` writes a class of transformers where the composition equals one (`mmlm.hub.classes` says
+which, `mmlm.hub.parity` asserts it), else MMLM's own; `save_delta` writes only what was learnt;
+`load_parts` reads all of them back. Safetensors only: nothing is ever unpickled.
+"""
+
+from mmlm.hub.card import write_card as write_card
+from mmlm.hub.classes import FastVLM as FastVLM
+from mmlm.hub.classes import Llava as Llava
+from mmlm.hub.load import load_parts as load_parts
+from mmlm.hub.opens import Opens as Opens
+from mmlm.hub.opens import opens_in as opens_in
+from mmlm.hub.save import save as save
+from mmlm.hub.save import save_mmlm as save_mmlm
+from mmlm.hub.save import save_stock as save_stock
+from mmlm.hub.stock import Match as Match
+from mmlm.hub.stock import StockClass as StockClass
+from mmlm.hub.stock import match as match
+from mmlm.hub.stock import stock_classes as stock_classes

