@@ -83,6 +83,8 @@ class MMLMConfig(PretrainedConfig):
 
     model_type = "mmlm"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    # No remote code; TRL reads the attribute of classes that transformers does not hold.
+    auto_map = None
 
     def __init__(
         self,
@@ -99,8 +101,6 @@ class MMLMConfig(PretrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.text_config = _sub_config(text_config, default="llama")
-        self.vision_config = None if vision_config is None else _sub_config(vision_config)
         self.image = image or {"use": "squash"}
         self.vision = vision or {"use": "patches"}
         self.vision_facts = vision_facts
@@ -110,6 +110,9 @@ class MMLMConfig(PretrainedConfig):
         self.head = head or {}
         self.sources = sources or {}
         super().__init__(**kwargs)
+        # After `super`, which would forget the attention that a loaded language model runs with.
+        self.text_config = _sub_config(text_config, default="llama")
+        self.vision_config = None if vision_config is None else _sub_config(vision_config)
         self.tie_word_embeddings = tie_word_embeddings
 
     @property
