@@ -108,7 +108,9 @@ class Assistant:
         """Save the model, write its card and send it to the Hub; returns the address."""
         from mmlm import hub
 
-        return hub.push(self.model, self.processor, repo, force=force, private=private, notes=self.notes)
+        return hub.push(
+            self.model, self.processor, repo, force=force, private=private, notes=self.notes
+        )
 
 
 def _length(request: Request) -> int:
@@ -183,7 +185,9 @@ def _check_fit(config: MMLMConfig) -> None:
             )
 
 
-def load(source: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None) -> Assistant:
+def load(
+    source: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+) -> Assistant:
     """Read an assistant from a folder or the Hub: MMLM's class or a stock one.
 
     Args:

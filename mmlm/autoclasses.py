@@ -36,6 +36,7 @@ def register() -> None:
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
+        AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoProcessor,
     )
@@ -43,9 +44,9 @@ def register() -> None:
     modeling, processing = import_module("mmlm.modeling"), import_module("mmlm.processing")
     config = modeling.MMLMConfig
     AutoConfig.register("mmlm", config, exist_ok=True)
-    AutoModelForImageTextToText.register(
-        config, modeling.MMLMForConditionalGeneration, exist_ok=True
-    )
+    # TRL falls back to AutoModelForCausalLM for classes that transformers does not hold.
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        auto.register(config, modeling.MMLMForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(config, processing.MMLMImageProcessor, exist_ok=True)
     AutoProcessor.register(config, processing.MMLMProcessor, exist_ok=True)
 

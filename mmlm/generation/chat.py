@@ -36,9 +36,13 @@ class Chat:
         self.messages: list[Message] = list(messages)
 
     @overload
-    def ask(self, text: str, images: Sequence[Any] = (), *, stream: Literal[False] = False) -> str: ...
+    def ask(
+        self, text: str, images: Sequence[Any] = (), *, stream: Literal[False] = False
+    ) -> str: ...
     @overload
-    def ask(self, text: str, images: Sequence[Any] = (), *, stream: Literal[True]) -> Iterator[str]: ...
+    def ask(
+        self, text: str, images: Sequence[Any] = (), *, stream: Literal[True]
+    ) -> Iterator[str]: ...
     def ask(
         self, text: str, images: Sequence[Any] = (), *, stream: bool = False
     ) -> str | Iterator[str]:

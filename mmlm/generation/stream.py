@@ -44,9 +44,7 @@ def stream(
     stop = stop_event or threading.Event()
     prompt = processor.encode_chat(messages, add_generation_prompt=True)
     inputs = model_inputs([prompt], processor, model)
-    streamer = TextIteratorStreamer(
-        processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-    )
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     faults: list[BaseException] = []
 
     def work() -> None:

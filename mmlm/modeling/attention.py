@@ -54,8 +54,14 @@ def segment_attention(
         mask = _window_mask(q, sliding_window)
         outputs.append(
             scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout,
-                scale=scaling, enable_gqa=grouped,
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scaling,
+                enable_gqa=grouped,
             )  # fmt: skip
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

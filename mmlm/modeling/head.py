@@ -60,7 +60,7 @@ class _LossAlone(torch.autograd.Function):
     """Summed cross-entropy of `linear(hidden, weight, bias)`, gradients made on the way."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -80,13 +80,15 @@ class _LossAlone(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, targets.shape[0], CHUNK_POSITIONS):
                 rows = slice(start, start + CHUNK_POSITIONS)
-                sums.add(rows, *_chunk(hidden[rows], compute, targets[rows], weights[rows], rule, wants))
+                sums.add(
+                    rows, *_chunk(hidden[rows], compute, targets[rows], weights[rows], rule, wants)
+                )
         ctx.save_for_backward(*(t for t in sums.gradients() if t is not None))
         ctx.kept = [tensor is not None for tensor in sums.gradients()]
         return sums.loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> Any:
         saved = iter(ctx.saved_tensors)
         gradients = [
             (tensor := next(saved)) * grad.to(tensor.dtype) if kept else None for kept in ctx.kept

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
@@ -35,6 +35,17 @@ PARTS = {
     "model.language.": "language",
     "lm_head.": "head",
 }
+
+
+@dataclass
+class MMLMModelOutput(BaseModelOutputWithPast):
+    """Like transformers' base output, and the features that stood in for the images.
+
+    Shapes:
+        image_hidden_states: ``(image_tokens, width)`` or None
+    """
+
+    image_hidden_states: Tensor | None = None
 
 
 @dataclass
@@ -106,7 +117,9 @@ class MMLMModel(PreTrainedModel):
             restore()
         super()._init_weights(module)
 
-    def encode_images(self, pixel_values: Float[Tensor, "tiles channels height width"]) -> VisionFeatures:
+    def encode_images(
+        self, pixel_values: Float[Tensor, "tiles channels height width"]
+    ) -> VisionFeatures:
         """Return the encoder's features, without a graph where the encoder stands still."""
         learns = pixel_values.requires_grad or any(
             parameter.requires_grad for parameter in self.vision.parameters()
@@ -159,7 +172,7 @@ class MMLMModel(PreTrainedModel):
         vision_values: Tensor | None = None,
         vision_grids: Tensor | None = None,
         **kwargs: Any,
-    ) -> MMLMOutput:
+    ) -> MMLMModelOutput:
         """Return the language model's hidden states over text and images.
 
         Shapes:
@@ -193,8 +206,8 @@ class MMLMModel(PreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        return MMLMOutput(
-            logits=outputs.last_hidden_state,
+        return MMLMModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
             past_key_values=getattr(outputs, "past_key_values", None),
             hidden_states=getattr(outputs, "hidden_states", None),
             attentions=getattr(outputs, "attentions", None),
@@ -335,27 +348,36 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             longest = int(cu_seq_lens_q.diff().max())
             kwargs |= {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_q}
             kwargs |= {"max_length_q": longest, "max_length_k": longest}
+        if cu_seq_lens_q is not None or loss_only:
+            # Nothing is generated from here; and only without a cache does transformers see the
+            # samples of a packed row by their restarting positions.
+            kwargs["use_cache"] = False
         outputs = self.model(
             input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask,
             position_ids=position_ids, past_key_values=past_key_values,
             inputs_embeds=inputs_embeds, vision_values=vision_values, vision_grids=vision_grids,
             **kwargs,
         )  # fmt: skip
-        hidden = outputs.logits
+        hidden = outputs.last_hidden_state
         if labels is not None and cu_seq_lens_q is not None:
             labels = _forget_first_of_each(labels, cu_seq_lens_q)
+        result = MMLMOutput(
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
         if loss_only:
-            outputs.logits = None
-            outputs.loss = self._loss_alone(hidden, labels, loss_weights, num_items_in_batch)
-            return outputs
+            result.loss = self._loss_alone(hidden, labels, loss_weights, num_items_in_batch)
+            return result
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        outputs.logits = self.lm_head(hidden[:, keep])
+        result.logits = self.lm_head(hidden[:, keep])
         if labels is not None:
-            outputs.loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
+            result.loss = self.loss_function(
+                logits=result.logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )  # fmt: skip
-        return outputs
+        return result
 
     def _loss_alone(
         self,
@@ -372,7 +394,9 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         factors = None if weights is None else weights[:, 1:][learnt]
         total = self.lm_head(hidden[:, :-1][learnt], targets, factors)
         if num_items is None:
-            num_items = max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
+            num_items = (
+                max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
+            )
         return total / num_items
 
     def prepare_inputs_for_generation(
@@ -422,5 +446,3 @@ def _forget_first_of_each(labels: Tensor, borders: Tensor) -> Tensor:
     labels = labels.clone()
     labels[0, borders[:-1].long()] = -100
     return labels
-
-

@@ -1,0 +1,104 @@
+"""Under HF Trainer and TRL the model behaves like a stock class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
+
+from mmlm.data.collate import MMLMCollator
+from tests.tiny import compose_tiny, picture
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return compose_tiny(tmp_path)
+
+
+def quiet(folder, **more):
+    return dict(
+        output_dir=str(folder), per_device_train_batch_size=2, max_steps=3, learning_rate=1e-2,
+        report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", logging_steps=1,
+        seed=0, data_seed=0, remove_unused_columns=False, **more,
+    )  # fmt: skip
+
+
+def changed(before, model):
+    return {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
+
+
+def snapshot(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def test_trainer_trains_it(tiny, tmp_path):
+    rows = [
+        {"messages": [
+            {"role": "user", "content": [{"type": "image", "image": picture(n)}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": f"Number {n}."},
+        ]}
+        for n in range(4)
+    ]  # fmt: skip
+    before = snapshot(tiny.model)
+    trainer = Trainer(
+        model=tiny.model,
+        args=TrainingArguments(**quiet(tmp_path / "out", gradient_accumulation_steps=2)),
+        train_dataset=rows,
+        data_collator=MMLMCollator(tiny.processor),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert {tiny.model.part_of(n) for n in changed(before, tiny.model)} >= {
+        "vision",
+        "connector",
+        "language",
+    }
+
+
+def preference_rows(prompted: bool) -> Dataset:
+    image_part = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    prompt = [{"role": "user", "content": image_part}]
+
+    def answer(text):
+        return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+    rows = [
+        {"images": [picture(n)], "prompt": prompt, "chosen": answer(f"Yes {n}."), "rejected": answer("No.")}
+        if prompted
+        else {"images": [picture(n)], "messages": prompt + answer(f"Number {n}.")}
+        for n in range(4)
+    ]  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+def test_sft_trainer_trains_it(tiny, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    before = snapshot(tiny.model)
+    trainer = SFTTrainer(
+        model=tiny.model,
+        args=SFTConfig(**quiet(tmp_path / "out"), max_length=None),
+        train_dataset=preference_rows(prompted=False),
+        processing_class=tiny.processor,
+    )
+    trainer.train()
+    assert any(name.startswith("model.connector") for name in changed(before, tiny.model))
+
+
+def test_dpo_trainer_trains_it(tiny, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    # TRL reads the reference model from where the trained one came from.
+    tiny.model.save_pretrained(tmp_path / "model")
+    tiny.model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    before = snapshot(tiny.model)
+    trainer = DPOTrainer(
+        model=tiny.model,
+        args=DPOConfig(**quiet(tmp_path / "out"), max_length=None),
+        train_dataset=preference_rows(prompted=True),
+        processing_class=tiny.processor,
+    )
+    trainer.train()
+    assert any(name.startswith("model.connector") for name in changed(before, tiny.model))
