@@ -73,8 +73,7 @@ class Quarantine:
         """Return the counts by source and cause, one a line."""
         rows = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         return "\n".join(
-            f"  {count:>8,}  {source}: {cause} ({CAUSES[cause]})"
-            for (source, cause), count in rows
+            f"  {count:>8,}  {source}: {cause} ({CAUSES[cause]})" for (source, cause), count in rows
         )
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""From a prepared row to what the model is called with: tensors, and images or their features.
+
+With a frozen encoder each picture is encoded once, in the order in which the trainer meets
+it, and kept in the feature cache; without a cache the pixels go with the row. The data room
+decodes, this module decides what has to be decoded at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmlm.data.collate import collate_packed, collate_padded
+from mmlm.data.pipeline import PreparedRow
+from mmlm.features import VisionFeatures
+from mmlm.modeling import MMLMForConditionalGeneration
+from mmlm.processing import MMLMProcessor
+from mmlm.training.feature_cache import FeatureCache, ImageKeys
+
+_TILES_AT_ONCE = 32
+
+
+class Batcher:
+    """Makes the inputs of one forward pass.
+
+    Args:
+        model: The model, for its encoder.
+        processor: Opens pictures.
+        packed: Whether samples share a row, or stand under one another.
+        cache: Features of a frozen encoder, or None.
+        device: Where the tensors go.
+    """
+
+    def __init__(
+        self,
+        model: MMLMForConditionalGeneration,
+        processor: MMLMProcessor,
+        *,
+        packed: bool,
+        cache: FeatureCache | None,
+        device: torch.device,
+    ) -> None:
+        self._model, self._processor = model, processor
+        self._packed, self._cache, self._device = packed, cache, device
+        self._keys = ImageKeys()
+
+    def pixels(self, image: Any) -> tuple[str, Tensor | None]:
+        """Open one picture, unless its features are known; called by the decoding threads."""
+        if self._cache is None:
+            return "", self._processor.image_processor.pixels(image)
+        key = self._keys.of(image)
+        known = key in self._cache
+        return key, None if known else self._processor.image_processor.pixels(image)
+
+    def inputs(self, row: PreparedRow, factors: list[Tensor] | None = None) -> dict[str, Any]:
+        """Return what the model is called with.
+
+        Args:
+            row: Samples and pixels.
+            factors: A factor for each position of each sample, or None.
+        """
+        if self._packed:
+            inputs: dict[str, Any] = dict(collate_packed(row.samples))
+        else:
+            pad_id = self._processor.tokenizer.pad_token_id
+            pad_id = self._processor.chat.stop_ids[0] if pad_id is None else pad_id
+            inputs = dict(collate_padded(row.samples, pad_id=pad_id))
+        if factors is not None:
+            pad = pad_sequence(factors, batch_first=True)
+            inputs["loss_weights"] = torch.cat(factors)[None] if self._packed else pad
+        inputs = {key: value.to(self._device) for key, value in inputs.items()}
+        if row.images:
+            inputs |= self._vision(row)
+        return inputs
+
+    def _vision(self, row: PreparedRow) -> dict[str, Any]:
+        if self._cache is None:
+            pixels = torch.cat([tiles for _, tiles in row.images if tiles is not None])
+            return {"pixel_values": pixels.to(self._device)}
+        features = self._features(row, self._cache)
+        grids = torch.tensor([list(grid) for grid in features.grids])
+        return {"vision_values": features.values.to(self._device), "vision_grids": grids}
+
+    def _features(self, row: PreparedRow, cache: FeatureCache) -> VisionFeatures:
+        """Encode what is new in this row, and take the rest from the cache."""
+        pictures = [image for sample in row.samples for image in sample.images]
+        known: dict[str, VisionFeatures] = {}
+        missing: dict[str, Tensor] = {}
+        for (key, tiles), picture in zip(row.images, pictures, strict=True):
+            if key in known or key in missing:
+                continue
+            found = cache.get(key)
+            if found is not None:
+                known[key] = found
+            else:
+                opens = self._processor.image_processor.pixels
+                missing[key] = opens(picture) if tiles is None else tiles
+        cache.misses += len(missing)
+        cache.hits += len(row.images) - len(missing)
+        known |= self._encode(missing, cache)
+        chosen = [known[key] for key, _ in row.images]
+        values = torch.cat([features.values for features in chosen])
+        return VisionFeatures(values, tuple(grid for one in chosen for grid in one.grids))
+
+    def _encode(self, missing: dict[str, Tensor], cache: FeatureCache) -> dict[str, VisionFeatures]:
+        keys = list(missing)
+        tiles = [missing[key].shape[0] for key in keys]
+        found: dict[str, VisionFeatures] = {}
+        start = 0
+        while start < len(keys):
+            end = start + 1
+            while end < len(keys) and sum(tiles[start : end + 1]) <= _TILES_AT_ONCE:
+                end += 1
+            pixels = torch.cat([missing[key] for key in keys[start:end]]).to(self._device)
+            with torch.no_grad():
+                features = self._model.model.encode_images(pixels)
+            pieces = _by_picture(features, tiles[start:end])
+            found |= dict(zip(keys[start:end], pieces, strict=True))
+            start = end
+            cache.add(list(zip(keys[start - len(pieces) : start], pieces, strict=True)))
+        return found
+
+
+def _by_picture(features: VisionFeatures, tiles: list[int]) -> list[VisionFeatures]:
+    """Split features into those of each picture, on the CPU as the cache gives them."""
+    values, grids, offsets = features.values.detach().cpu(), features.grids, features.offsets
+    pieces: list[VisionFeatures] = []
+    item = 0
+    for count in tiles:
+        span = slice(offsets[item], offsets[item + count])
+        pieces.append(VisionFeatures(values[span], grids[item : item + count]))
+        item += count
+    return pieces

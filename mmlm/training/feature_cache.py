@@ -1,0 +1,183 @@
+"""Features of a frozen encoder, computed once for each picture and kept on disk.
+
+The folder's name stands for weights, preprocessing and precision; an entry's key for the
+bytes of the picture. Features are appended to a file and read back by position; an entry is
+written down only after its features, with a checksum, so that a crash leaves nothing wrong.
+Several processes write files of their own and read everybody's. The disk space is bounded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mmlm.features import Grid, VisionFeatures
+
+_READ_ONLY = os.O_RDONLY
+
+
+class _Entry(NamedTuple):
+    file: int
+    offset: int
+    size: int
+    checksum: int
+    grids: tuple[Grid, ...]
+
+
+class FeatureCache:
+    """Features by the key of their picture.
+
+    Args:
+        folder: Where the files are; one folder for each encoder, policy and precision.
+        width: Width of a feature.
+        dtype: Precision of the features.
+        most_bytes: Beyond this, nothing is added.
+    """
+
+    def __init__(self, folder: Path, *, width: int, dtype: torch.dtype, most_bytes: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.width, self.dtype, self.most_bytes = folder, width, dtype, most_bytes
+        self._entries: dict[str, _Entry] = {}
+        self._files: list[int] = []
+        self._bytes = 0
+        for index in sorted(folder.glob("part-*.index")):
+            self._read_part(index)
+        self._index, self._data, self._own = self._open_own()
+        self.hits, self.misses = 0, 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def add(self, pictures: Sequence[tuple[str, VisionFeatures]]) -> None:
+        """Write the features of pictures down, while there is space."""
+        if self._bytes >= self.most_bytes or not pictures:
+            return
+        lines: list[str] = []
+        blobs: list[bytes] = []
+        offset = os.lseek(self._data, 0, os.SEEK_END)
+        for key, features in pictures:
+            values = features.values.to(self.dtype).contiguous()
+            blob = values.view(torch.uint8).numpy().tobytes()
+            entry = _Entry(self._own, offset, len(blob), zlib.crc32(blob), features.grids)
+            lines.append(json.dumps([key, *entry[1:4], [list(grid) for grid in entry.grids]]))
+            blobs.append(blob)
+            self._entries[key] = entry
+            offset += len(blob)
+        _append(self._data, b"".join(blobs))
+        _append(self._index, ("\n".join(lines) + "\n").encode())
+        self._bytes += sum(map(len, blobs))
+
+    def get(self, key: str) -> VisionFeatures | None:
+        """Return the features of a picture, or None if they are unknown or damaged."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        blob = os.pread(self._files[entry.file], entry.size, entry.offset)
+        if len(blob) != entry.size or zlib.crc32(blob) != entry.checksum:
+            del self._entries[key]
+            return None
+        raw = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+        return VisionFeatures(raw.view(self.dtype).view(-1, self.width), entry.grids)
+
+    def _read_part(self, index: Path) -> None:
+        data = index.with_suffix(".data")
+        if not data.exists():
+            return
+        file = os.open(data, _READ_ONLY)
+        size = os.fstat(file).st_size
+        number = len(self._files)
+        self._files.append(file)
+        self._bytes += size
+        for line in index.read_text(encoding="utf-8").splitlines():
+            try:
+                key, offset, length, checksum, grids = json.loads(line)
+            except ValueError:
+                continue  # the last line of a process that was killed while writing
+            if offset + length <= size:
+                shape = tuple(Grid(*grid) for grid in grids)
+                self._entries[key] = _Entry(number, offset, length, checksum, shape)
+
+    def _open_own(self) -> tuple[int, int, int]:
+        """Take the first part that no other process is writing."""
+        number = 0
+        while True:
+            index = os.open(self.folder / f"part-{number:04d}.index", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(index)
+                number += 1
+                continue
+            end = os.lseek(index, 0, os.SEEK_END)
+            if end and os.pread(index, 1, end - 1) != b"\n":
+                _append(index, b"\n")
+            path = self.folder / f"part-{number:04d}.data"
+            data = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._files.append(os.open(path, _READ_ONLY))
+            return index, data, len(self._files) - 1
+
+    def close(self) -> None:
+        """Give the files back."""
+        for file in (*self._files, self._index, self._data):
+            os.close(file)
+        self._files, self._entries = [], {}
+
+
+def _append(file: int, data: bytes) -> None:
+    """Write all of `data` at the end of a file."""
+    view = memoryview(data)
+    os.lseek(file, 0, os.SEEK_END)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def weights_key(module: nn.Module, facts: Any) -> str:
+    """Return a name for what an encoder computes: its weights and everything in `facts`."""
+    digest = hashlib.blake2b(
+        json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=12
+    )
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(str(tensor.dtype).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class ImageKeys:
+    """Keys of pictures by the bytes of their files; a file that has not changed is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int, str]] = {}
+
+    def of(self, image: Any) -> str:
+        """Return the key of a path, of bytes, or of a picture in memory."""
+        if isinstance(image, str | os.PathLike):
+            path = os.fspath(image)
+            facts = os.stat(path)
+            known = self._known.get(path)
+            if known is not None and known[:2] == (facts.st_mtime_ns, facts.st_size):
+                return known[2]
+            with open(path, "rb") as file:
+                key = hashlib.file_digest(file, _digest).hexdigest()
+            self._known[path] = (facts.st_mtime_ns, facts.st_size, key)
+            return key
+        raw = image if isinstance(image, bytes) else image.mode.encode() + image.tobytes()
+        if not isinstance(image, bytes):
+            raw += str(image.size).encode()
+        return _digest(raw).hexdigest()
+
+
+def _digest(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)

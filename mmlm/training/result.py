@@ -1,0 +1,85 @@
+"""What a training leaves behind, for whoever started it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mmlm.assistant import Assistant, load
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How one stage went.
+
+    Args:
+        name: The stage.
+        steps: Optimiser steps.
+        samples: Samples looked at, dropped ones included.
+        dropped: Samples left out.
+        tokens: Tokens learnt from, image tokens included.
+        seconds: Time spent, over all starts of the run.
+        first_loss: Mean of the first five steps.
+        last_loss: Mean of the last five steps.
+        learning: Weights that learnt.
+    """
+
+    name: str
+    steps: int
+    samples: int
+    dropped: int
+    tokens: int
+    seconds: float
+    first_loss: float | None
+    last_loss: float | None
+    learning: int
+
+
+@dataclass
+class RunResult:
+    """A finished run.
+
+    Args:
+        out: The folder of the run.
+        stages: How each stage went.
+        stock_reasons: Why the model is no stock class of transformers; empty if it is one.
+    """
+
+    out: Path
+    stages: list[StageResult] = field(default_factory=list)
+    stock_reasons: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model."""
+        return self.out / "model"
+
+    @property
+    def delta(self) -> Path:
+        """The small folder that holds only what was learnt."""
+        return self.out / "delta"
+
+    @property
+    def assistant(self) -> Assistant:
+        """The trained model, read from its folder."""
+        return load(self.model)
+
+    def facts(self) -> list[dict[str, object]]:
+        """Return how the stages went as plain values, for the model card."""
+        return [asdict(stage) for stage in self.stages]
+
+    def write(self, path: Path) -> None:
+        """Write the result as JSON."""
+        values = {
+            "stages": self.facts(),
+            "stock_reasons": self.stock_reasons,
+        }
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, out: Path, path: Path) -> RunResult:
+        """Read what `write` wrote."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        stages = [StageResult(**stage) for stage in values["stages"]]
+        return cls(out, stages, values["stock_reasons"])

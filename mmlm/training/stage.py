@@ -1,0 +1,454 @@
+"""One stage of a run: from a loaded model to a trained one, step by step, and never lost.
+
+A step takes rows from the stream, divides every loss by what is learnt in the whole step on
+all ranks, adds up the gradients, and moves the weights. After it the stage can be stopped,
+saved and gone on with to the same bits. What the stages share is in `Run`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlm.assistant import Assistant
+from mmlm.data import PackingConfig, Quarantine
+from mmlm.data.mixture import Mixture
+from mmlm.data.pipeline import Step, StepStream
+from mmlm.data.planning import Planner
+from mmlm.errors import ConfigError, DataError, TrainingError
+from mmlm.training.attention import AttentionChoice
+from mmlm.training.batches import Batcher
+from mmlm.training.callbacks import Growth
+from mmlm.training.checkpoint import (
+    Checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from mmlm.training.display import JsonLog, Progress, Tracker
+from mmlm.training.feature_cache import FeatureCache
+from mmlm.training.learning import PartReport, freeze, matching, public_name
+from mmlm.training.nonfinite import save_batch
+from mmlm.training.objectives import objectives
+from mmlm.training.optim import MasterAdamW, stable_name
+from mmlm.training.parallel import Engine
+from mmlm.training.precision import Precision
+from mmlm.training.recipe import Recipe, StageConfig
+from mmlm.training.result import StageResult
+from mmlm.training.schedules import rate
+
+_LOSSES_KEPT = 5
+_MOST_ROW_TOKENS = 4096
+
+
+@dataclass
+class Run:
+    """What all stages of a run share.
+
+    Args:
+        recipe: The whole recipe.
+        out: The folder of the run.
+        assistant: The model and its processor.
+        engine: The processes.
+        precision: The number format.
+        attention: The attention backend, and whether rows are packed.
+        log: One line a step.
+        growth: Answers on the same few pictures, or None.
+        trackers: Where numbers go beside the log.
+        masters: What has learnt so far, in float32, by stable name.
+        quiet: Show nothing.
+        stop: Set when the run is to stop after the step.
+    """
+
+    recipe: Recipe
+    out: Path
+    assistant: Assistant
+    engine: Engine
+    precision: Precision
+    attention: AttentionChoice
+    log: JsonLog
+    growth: Growth | None
+    trackers: list[Tracker]
+    masters: dict[str, Tensor] = field(default_factory=dict)
+    quiet: bool = False
+    stop: bool = False
+
+    @property
+    def quarantine_path(self) -> Path | None:
+        """Where drops are written; by the first rank alone."""
+        return self.out / "quarantine.jsonl" if self.engine.is_main else None
+
+
+def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
+    """Return how rows are filled, and the number of rows of a step.
+
+    Raises:
+        ConfigError: if a row is asked to be longer than a step.
+    """
+    run = recipe.run
+    if run.row_tokens is not None and run.row_tokens > stage.step_tokens:
+        raise ConfigError(
+            f"run.row_tokens ({run.row_tokens:,}) is more than stages.{stage.name}.step_tokens "
+            f"({stage.step_tokens:,}): one row would be more than a step. Lower row_tokens, or "
+            f"raise step_tokens."
+        )
+    row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
+    packing = PackingConfig(row_tokens=row_tokens, open_rows=run.open_rows, max_tiles=run.row_tiles)
+    return packing, max(1, round(stage.step_tokens / row_tokens))
+
+
+class StageRun:
+    """Runs one stage.
+
+    Args:
+        run: What the stages share.
+        stage: What this stage learns.
+        number: Its place among the stages, from 0.
+        mixture: Its opened data.
+        cache: Features of a frozen encoder, or None.
+        checkpoint: From where to go on; None begins the stage.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stage: StageConfig,
+        number: int,
+        mixture: Mixture,
+        *,
+        cache: FeatureCache | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.run, self.stage, self.mixture, self.cache = run, stage, mixture, cache
+        self.folder = run.out / "checkpoints" / stage.name
+        self.title = f"{stage.name} ({number + 1} of {len(run.recipe.stages)})"
+        torch.manual_seed(run.recipe.run.seed + number)
+        self.model: Any = run.assistant.model
+        self.reports = freeze(self.model, stage.patterns)
+        self._set_modes()
+        self.optimizer = self._optimizer()
+        self.objective = objectives.read(
+            stage.objective, origin=f"stages.{stage.name}.objective"
+        ).build(loss_weight=stage.loss_weight)
+        self.quarantine = Quarantine(run.quarantine_path, budget=run.recipe.run.drop_budget)
+        self.step, self.tokens, self.samples, self.seconds = 0, 0, 0, 0.0
+        self.losses: list[float] = []
+        self.num_skipped = 0
+        self._stream_state: dict[str, Any] | None = None
+        if checkpoint is not None:
+            self._go_on_from(checkpoint)
+        self._last_saved = time.monotonic()
+        self._saved_step = self.step
+
+    @property
+    def num_samples(self) -> int | None:
+        """How many samples the stage looks at, if that is known."""
+        until = self.stage.until
+        if until.epochs is not None:
+            return max(1, round(until.epochs * self.mixture.epoch_rows))
+        return until.samples
+
+    def _set_modes(self) -> None:
+        """Parts that learn are in training mode; what stands still does not move its statistics."""
+        for module in self.model.modules():
+            module.training = any(p.requires_grad for p in module.parameters())
+
+    def _optimizer(self) -> MasterAdamW:
+        chosen = matching(self.model, self.stage.patterns)
+        patterns = self.stage.patterns
+        rates = {n: patterns.get(pattern, self.stage.peak_lr) for n, pattern in chosen.items()}
+        return MasterAdamW(
+            [(name, p) for name, p in self.model.named_parameters() if name in chosen],
+            rates=rates,
+            masters=self.run.masters,
+            betas=self.stage.betas,
+            weight_decay=self.stage.weight_decay,
+            keep_copies=self.run.precision.keep_copies,
+        )
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        found = self.mixture.fingerprint()
+        if state["data"] != found:
+            raise TrainingError(
+                f"The data of stage {self.stage.name} have changed since {self.folder} was "
+                f"written, so the run cannot go on exactly. Bring the old data back, or begin anew "
+                f"with --fresh."
+            )
+        self.optimizer.restore(checkpoint.optimizer)
+        restore_random_state(checkpoint.random)
+        self.quarantine.restore(state["quarantine"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.samples, self.seconds = state["samples"], state["seconds"]
+        self.losses, self.num_skipped = state["losses"], state["skipped"]
+        self._stream_state = state["stream"]
+
+    def go(self) -> StageResult:
+        """Take steps until the stage ends; save and return early if the run is to stop.
+
+        Raises:
+            DataError: if too many samples cannot be used.
+            TrainingError: if the loss is not a number.
+        """
+        progress = Progress(self.title, quiet=self.run.quiet)
+        progress.begin_at(self._share(self.step, self.tokens, self.samples))
+        try:
+            if self.step == 0 and self.run.growth is not None:
+                self._ask(progress)
+            started = time.monotonic()
+            for step in self._stream():
+                self._count(step)
+                if not self._is_empty(step):
+                    self._take(step, progress)
+                    self.seconds += time.monotonic() - started
+                    started = time.monotonic()
+                self._stream_state = step.state
+                if self._is_over():
+                    break
+                self._save_if_due()
+                started = time.monotonic()
+                if self.run.stop:
+                    return self._result()
+        finally:
+            progress.close()
+        if self.step == 0:
+            raise DataError(
+                f"Stage {self.stage.name} found no sample to learn from.\n{self.quarantine.table()}"
+            )
+        self._finish()
+        return self._result()
+
+    def _stream(self) -> StepStream:
+        run, packing_and_rows = self.run, packing_of(self.run.recipe, self.stage)
+        packing, rows_per_step = packing_and_rows
+        # The planning thread has a tokenizer of its own: a fast one may not be used by two.
+        processor = copy.deepcopy(run.assistant.processor)
+        planner = Planner(
+            self.mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
+        )
+        self._batcher = Batcher(
+            self.model,
+            run.assistant.processor,
+            packed=run.attention.packed,
+            cache=self.cache,
+            device=run.engine.device,
+        )
+        return StepStream(
+            planner,
+            packing,
+            rows_per_step=rows_per_step,
+            num_samples=self.num_samples,
+            pixels=self._batcher.pixels,
+            rank=run.engine.rank,
+            world=run.engine.world,
+            threads=run.recipe.run.threads,
+            state=self._stream_state,
+        )
+
+    def _count(self, step: Step) -> None:
+        self.samples = step.consumed
+        self.quarantine.record(step.drops, seen=step.num_seen, expected=self.num_samples)
+
+    def _is_empty(self, step: Step) -> bool:
+        return step.num_rows == 0
+
+    def _take(self, step: Step, progress: Progress) -> None:
+        """Learn from one step, and tell."""
+        before = self._share(self.step, self.tokens, self.samples - step.num_samples)
+        after = self._share(self.step + 1, self.tokens + step.num_tokens, self.samples)
+        factor = rate(self.stage, progress=(before + after) / 2, step=self.step)
+        begun = time.monotonic()
+        loss, norm = self._learn(step)
+        self.step += 1
+        self.tokens += step.num_tokens
+        if loss is None:
+            return
+        moved = self._move(step, loss, norm, factor)
+        self._tell(step, loss, norm, factor if moved else 0.0, after, time.monotonic() - begun)
+        padding = 0.0 if self.run.attention.packed else self._padding(step)
+        progress.step(
+            step=self.step, share=after, loss=loss, tokens=step.num_tokens, padding=padding
+        )
+        if self.run.growth is not None and self.run.growth.is_due(self.step):
+            self._ask(progress)
+
+    def _learn(self, step: Step) -> tuple[float | None, Tensor]:
+        """Add up the gradients of all rows; return the loss of the step and the gradient's length."""
+        weighed = [self.objective.weigh(row.samples) for row in step.rows]
+        engine = self.run.engine
+        num_items = engine.add_up([sum(count for _, count in weighed)])[0]
+        total = torch.zeros((), dtype=torch.float32, device=engine.device)
+        if num_items == 0:
+            return None, total
+        for row, (factors, count) in zip(step.rows, weighed, strict=True):
+            if count == 0:
+                continue
+            with self.run.precision.context(engine.device):
+                inputs = self._batcher.inputs(row, factors)
+                loss = self.objective.loss(self.model, inputs, num_items)
+            loss.backward()
+            self.optimizer.collect()
+            total += loss.detach().float()
+        engine.add_up_gradients(self.optimizer.gradients())
+        return engine.add_up([float(total)])[0], self.optimizer.clip(self.stage.max_grad_norm)
+
+    def _move(self, step: Step, loss: float, norm: Tensor, factor: float) -> bool:
+        """Move the weights, unless the loss or the gradient is not a number."""
+        if bool(torch.isfinite(norm)) and loss == loss and abs(loss) != float("inf"):
+            self.optimizer.step(factor)
+            self.losses.append(loss)
+            if len(self.losses) > 2 * _LOSSES_KEPT:
+                del self.losses[_LOSSES_KEPT]
+            return True
+        self.optimizer.forget()
+        self.num_skipped += 1
+        place = self.run.out / "nonfinite" / f"{self.stage.name}-step-{self.step}"
+        save_batch(place, step, self._batcher, rank=self.run.engine.rank, loss=loss)
+        if self.run.recipe.run.on_nonfinite == "stop":
+            raise TrainingError(
+                f"The loss of step {self.step} of stage {self.stage.name} is {loss} and its gradient "
+                f"has length {float(norm)}. The samples are saved in {place}. Lower "
+                f"stages.{self.stage.name}.peak_lr, or set run.on_nonfinite: skip."
+            )
+        return False
+
+    def _tell(
+        self, step: Step, loss: float, norm: Tensor, factor: float, share: float, seconds: float
+    ) -> None:
+        if not self.run.engine.is_main:
+            return
+        numbers = {
+            "loss": loss,
+            "lr": factor * max(self.stage.patterns.values()),
+            "grad_norm": float(norm),
+            "tokens": step.num_tokens,
+            "tokens_per_second": step.num_tokens / max(seconds, 1e-9),
+            "samples": self.samples,
+            "dropped": self.quarantine.dropped,
+            "room": 1.0 - step.num_tokens / max(step.capacity_tokens, 1),
+            "padding": 0.0 if self.run.attention.packed else self._padding(step),
+            "share": share,
+            "seconds": seconds,
+        }
+        self.run.log.write({"stage": self.stage.name, "step": self.step, **numbers})
+        for tracker in self.run.trackers:
+            tracker.log({f"{self.stage.name}/{k}": v for k, v in numbers.items()}, self.step)
+
+    @staticmethod
+    def _padding(step: Step) -> float:
+        """Share of the padded positions of this rank that hold nothing."""
+        padded = sum(
+            len(row.samples) * max(s.num_tokens for s in row.samples)
+            for row in step.rows
+            if row.samples
+        )
+        return 1.0 - sum(row.num_tokens for row in step.rows) / padded if padded else 0.0
+
+    def _ask(self, progress: Progress) -> None:
+        growth = self.run.growth
+        if growth is None or not self.run.engine.is_main:
+            return
+        answers = growth.ask(stage=self.stage.name, step=self.step, samples=self.samples)
+        if answers:
+            shown = " · ".join(answer.strip().replace("\n", " ")[:40] for answer in answers)
+            progress.say(f"  step {self.step:,} answers: {shown}")
+
+    def _share(self, step: int, tokens: int, samples: int) -> float:
+        """How much of the stage is done."""
+        until = self.stage.until
+        if until.steps is not None:
+            return step / until.steps
+        if until.tokens is not None:
+            return tokens / until.tokens
+        return samples / (self.num_samples or 1)
+
+    def _is_over(self) -> bool:
+        until = self.stage.until
+        if until.steps is not None:
+            return self.step >= until.steps
+        return until.tokens is not None and self.tokens >= until.tokens
+
+    def _save_if_due(self) -> None:
+        config = self.run.recipe.run
+        minutes = (time.monotonic() - self._last_saved) / 60
+        by_step = config.checkpoint_every is not None and self.step % config.checkpoint_every == 0
+        due = self.run.stop or by_step or minutes >= config.checkpoint_minutes
+        if self.run.engine.any(due) and self.step != self._saved_step:
+            self.run.stop = self.run.engine.any(self.run.stop)
+            self.save(finished=False)
+
+    def save(self, *, finished: bool) -> None:
+        """Write a checkpoint; the other ranks wait for the first."""
+        if self.run.engine.is_main:
+            weights = {**self.run.masters, **self.optimizer.masters(), **self._statistics()}
+            save_checkpoint(
+                self.folder,
+                Checkpoint(
+                    state=self._state(finished),
+                    weights=weights,
+                    optimizer={} if finished else self.optimizer.state(),
+                    random=random_state(),
+                ),
+                keep=self.run.recipe.run.keep_checkpoints,
+            )
+        self.run.engine.wait()
+        self._last_saved, self._saved_step = time.monotonic(), self.step
+
+    def _state(self, finished: bool) -> dict[str, Any]:
+        return {
+            "stage": self.stage.name,
+            "step": self.step,
+            "finished": finished,
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "skipped": self.num_skipped,
+            "stream": self._stream_state,
+            "data": self.mixture.fingerprint(),
+            "quarantine": self.quarantine.state(),
+            "log_bytes": self.run.log.length,
+            "growth_bytes": 0 if self.run.growth is None else self.run.growth.log.length,
+            "result": asdict(self._result()),
+        }
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Return the buffers of parts that learn, such as the averages of batch norms."""
+        learning = {r.part for r in self.reports if r.learning}
+        kept = set(self.model.state_dict())
+        return {
+            stable_name(name): value
+            for name, value in self.model.named_buffers()
+            if name in kept and public_name(name).split(".")[0] in learning
+        }
+
+    def _finish(self) -> None:
+        if self.run.growth is not None and not self.run.growth.is_due(self.step):
+            self._ask(Progress(self.title, quiet=True))
+        self.run.masters |= {n: t.detach() for n, t in self.optimizer.masters().items()}
+        self.save(finished=True)
+
+    def _result(self) -> StageResult:
+        head, tail = self.losses[:_LOSSES_KEPT], self.losses[-_LOSSES_KEPT:]
+        return StageResult(
+            name=self.stage.name,
+            steps=self.step,
+            samples=self.samples,
+            dropped=self.quarantine.dropped,
+            tokens=self.tokens,
+            seconds=round(self.seconds, 1),
+            first_loss=sum(head) / len(head) if head else None,
+            last_loss=sum(tail) / len(tail) if tail else None,
+            learning=sum(report.learning for report in self.reports),
+        )
+
+
+def learns_vision(reports: list[PartReport]) -> bool:
+    """Whether any weight of the encoder learns."""
+    return any(report.part == "vision" and report.learning for report in reports)

@@ -1,0 +1,419 @@
+"""A whole run: compose the model, go through the stages, leave a folder behind.
+
+    runs/NAME/  recipe.resolved.yaml   what was run, every value written out
+                log.jsonl              one line a step
+                growth.jsonl           answers on the same few pictures
+                quarantine.jsonl       every sample left out, and why
+                checkpoints/STAGE/     private, to go on from
+                model/  delta/         what was learnt
+                result.json            how the stages went; written last
+
+The same recipe again goes on where it was; a changed one is an error that says what changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+
+from mmlm.assistant import Assistant, compose, load
+from mmlm.config import read_yaml
+from mmlm.data import open_mixture
+from mmlm.data.mixture import Mixture
+from mmlm.data.order import key_of
+from mmlm.errors import ConfigError, TrainingError
+from mmlm.recipes import find_recipe, list_recipes
+from mmlm.storage import cache_folder, write_atomic
+from mmlm.training.attention import choose_attention, set_attention
+from mmlm.training.callbacks import Growth, choose_questions
+from mmlm.training.checkpoint import Checkpoint, last_checkpoint, load_checkpoint
+from mmlm.training.display import JsonLog, open_trackers
+from mmlm.training.feature_cache import FeatureCache, weights_key
+from mmlm.training.learning import matching, public_name, table
+from mmlm.training.optim import stable_name
+from mmlm.training.parallel import Engine
+from mmlm.training.precision import choose_precision
+from mmlm.training.recipe import Recipe, StageConfig
+from mmlm.training.result import RunResult, StageResult
+from mmlm.training.stage import Run, StageRun
+
+_RESOLVED = "recipe.resolved.yaml"
+_RESULT = "result.json"
+_MADE_HERE = (
+    "checkpoints", "model", "delta", "nonfinite", "tensorboard",
+    "log.jsonl", "growth.jsonl", "quarantine.jsonl", _RESULT, _RESOLVED,
+)  # fmt: skip
+# Settings that change no bit of the result may differ when a run goes on.
+_FREE = (
+    "run.checkpoint_every", "run.checkpoint_minutes", "run.keep_checkpoints", "run.log_to",
+    "run.threads", "run.sharding", "run.feature_cache_gib", "run.ask",
+)  # fmt: skip
+
+
+def find_data(name: str) -> Path:
+    """Return the file of a data recipe: a mixture or a source.
+
+    Raises:
+        ConfigError: if neither has this name.
+    """
+    if name in list_recipes("mixtures"):
+        return find_recipe("mixtures", name)
+    if name in list_recipes("sources"):
+        return find_recipe("sources", name)
+    known = ", ".join([*list_recipes("mixtures"), *list_recipes("sources")]) or "none"
+    raise ConfigError(
+        f"No data recipe is named {name!r}, and there is no such file. Known: {known}. A file "
+        f"of your own is named by its path, such as data: my.jsonl."
+    )
+
+
+class Trainer:
+    """Runs a recipe.
+
+    Args:
+        recipe: What to run.
+        folder: Where the recipe's relative paths begin.
+        out: Where the run goes.
+        quiet: Show nothing.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, out: Path, *, quiet: bool = False) -> None:
+        self.recipe, self.folder, self.out = recipe, folder, out
+        self.engine = Engine(recipe.run)
+        self.quiet = quiet or not self.engine.is_main
+        self._caches: list[FeatureCache] = []
+
+    def say(self, text: str = "") -> None:
+        """Print a line, on the first rank."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def open_data(self, stage: StageConfig) -> Mixture:
+        """Open the data of a stage."""
+        return open_mixture(
+            self.recipe.data_of(stage),
+            folder=self.folder,
+            seed=key_of(self.recipe.run.seed, stage.name),
+            shuffle=stage.shuffle,
+            origin=f"stages.{stage.name}.data",
+            find=find_data,
+        )
+
+    def run(self) -> RunResult:
+        """Go through all stages that are not done yet, and save the model.
+
+        Raises:
+            TrainingError: if the folder holds another run, or the run cannot go on.
+            KeyboardInterrupt: if it was stopped; the same command goes on.
+        """
+        self._claim_folder()
+        if (self.out / _RESULT).is_file():
+            self.say(f"{self.out} is finished already; --fresh begins anew.")
+            return RunResult.read(self.out, self.out / _RESULT)
+        # Data are opened before the model is loaded: what is wrong with them shows at once.
+        mixtures = [self.open_data(stage) for stage in self.recipe.stages]
+        run = self.prepare(mixtures)
+        try:
+            with _stopped_gently(run, self.say):
+                stages = self._stages(run, mixtures)
+            return self._save(run, stages)
+        finally:
+            run.log.close()
+            for cache in self._caches:
+                cache.close()
+            for tracker in run.trackers:
+                tracker.close()
+
+    def _claim_folder(self) -> None:
+        """Write the recipe down, or compare it with the one that was run here before."""
+        path = self.out / _RESOLVED
+        values = self.recipe.to_dict()
+        if path.is_file():
+            changes = changed(read_yaml(path), values)
+            if changes:
+                raise TrainingError(
+                    f"{self.out} was begun with another recipe. Changed:\n"
+                    + "\n".join(f"  {change}" for change in changes)
+                    + "\nName another folder with --out, or begin anew with --fresh."
+                )
+        elif self.engine.is_main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, resolved_text(values))
+        self.engine.wait()
+
+    def prepare(self, mixtures: list[Mixture]) -> Run:
+        """Compose the model and choose how to compute."""
+        recipe, engine = self.recipe, self.engine
+        torch.manual_seed(recipe.run.seed)
+        model_words = copy.deepcopy(recipe.model)
+        if "from" in model_words:
+            assistant = load(_folder_or_id(model_words["from"], self.folder), device="cpu")
+        else:
+            assistant = compose(**model_words)
+        precision = choose_precision(recipe.run, engine.device)
+        assistant.model.to(device=engine.device, dtype=precision.dtype)
+        attention = choose_attention(assistant.model, recipe.run, engine.device)
+        if recipe.run.gradient_checkpointing:
+            assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.say(f"computing   {precision.name} on {engine.device}: {precision.reason}")
+        rows = "packed" if attention.packed else "padded"
+        self.say(f"attention   {attention.backend}, {rows}: {attention.reason}")
+        self.out.mkdir(parents=True, exist_ok=True)
+        run = Run(
+            recipe=recipe,
+            out=self.out,
+            assistant=assistant,
+            engine=engine,
+            precision=precision,
+            attention=attention,
+            log=JsonLog(self.out / "log.jsonl" if engine.is_main else None),
+            growth=None,
+            trackers=open_trackers(recipe.run.log_to, self.out, recipe.to_dict())
+            if engine.is_main
+            else [],
+            quiet=self.quiet,
+        )
+        run.growth = self._growth(run, mixtures)
+        return run
+
+    def _growth(self, run: Run, mixtures: list[Mixture]) -> Growth | None:
+        ask = self.recipe.run.ask
+        if ask is None or not self.engine.is_main:
+            return None
+        mixture = mixtures[-1]
+        if ask.data is not None:
+            mixture = open_mixture(
+                self.recipe.named_data(ask.data), folder=self.folder, origin="run.ask.data",
+                find=find_data,
+            )  # fmt: skip
+        questions = choose_questions(mixture, ask.num)
+        return Growth(run.assistant, questions, ask, JsonLog(self.out / "growth.jsonl"))
+
+    def _stages(self, run: Run, mixtures: list[Mixture]) -> list[StageResult]:
+        checkpoints = self._checkpoints()
+        latest = max((i for i, found in enumerate(checkpoints) if found), default=-1)
+        checkpoint = load_checkpoint(checkpoints[latest]) if latest >= 0 else None  # type: ignore[arg-type]
+        self._go_back_to(run, checkpoint)
+        results: list[StageResult] = []
+        for number, (stage, mixture) in enumerate(zip(self.recipe.stages, mixtures, strict=True)):
+            if number < latest or (
+                number == latest and checkpoint and checkpoint.state["finished"]
+            ):
+                path = checkpoints[number]
+                if path is None:
+                    raise TrainingError(
+                        f"{self.out} has checkpoints of a later stage and none of {stage.name}. "
+                        f"Bring {self.out / 'checkpoints' / stage.name} back, or begin anew with "
+                        f"--fresh."
+                    )
+                results.append(_result_of(path))
+                self.say(f"\nstage {stage.name} ({number + 1} of {len(mixtures)}) is done already")
+                continue
+            unfinished = checkpoint if number == latest else None
+            results.append(self._stage(run, stage, number, mixture, unfinished))
+            if run.stop:
+                raise KeyboardInterrupt(
+                    f"stopped in stage {stage.name} after step {results[-1].steps:,}; the same "
+                    f"command goes on from there"
+                )
+        return results
+
+    def _checkpoints(self) -> list[Path | None]:
+        return [last_checkpoint(self.out / "checkpoints" / s.name) for s in self.recipe.stages]
+
+    def _go_back_to(self, run: Run, checkpoint: Checkpoint | None) -> None:
+        """Take over what has learnt so far, and cut the logs to the same moment."""
+        state = {"log_bytes": 0, "growth_bytes": 0, "quarantine": {"bytes": 0}}
+        if checkpoint is not None:
+            state = checkpoint.state
+            _put_weights(run.assistant, checkpoint.weights)
+            run.masters = {
+                name: value.to(self.engine.device) for name, value in checkpoint.weights.items()
+            }
+        run.log.cut(state["log_bytes"])
+        if run.growth is not None:
+            run.growth.log.cut(state["growth_bytes"])
+        drops = self.out / "quarantine.jsonl"
+        if self.engine.is_main and drops.exists():
+            with drops.open("r+b") as file:
+                file.truncate(state["quarantine"]["bytes"])
+
+    def _stage(
+        self,
+        run: Run,
+        stage: StageConfig,
+        number: int,
+        mixture: Mixture,
+        checkpoint: Checkpoint | None,
+    ) -> StageResult:
+        cache = self._cache(run, stage)
+        running = StageRun(run, stage, number, mixture, cache=cache, checkpoint=checkpoint)
+        self.say(f"\nstage {running.title}")
+        self.say(table(running.reports))
+        counts = ", ".join(f"{name} {count:,}" for name, count in mixture.counts.items())
+        self.say(f"data        {counts} rows an epoch")
+        if cache is not None:
+            self.say(f"features    {len(cache):,} pictures known in {cache.folder}")
+        if checkpoint is not None:
+            self.say(f"going on    after step {running.step:,}")
+        return running.go()
+
+    def _cache(self, run: Run, stage: StageConfig) -> FeatureCache | None:
+        """Open the feature cache, where the encoder stands still and has something to compute."""
+        config = self.recipe.run
+        model = run.assistant.model
+        chosen = matching(model, stage.patterns)
+        frozen = not any(public_name(name).startswith("vision.") for name in chosen)
+        has_weights = any(True for _ in model.model.vision.parameters())
+        if config.feature_cache == "on" and not frozen:
+            raise ConfigError(
+                f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
+                f"features change with every step. Use auto."
+            )
+        if config.feature_cache == "off" or not frozen or not has_weights:
+            return None
+        own = run.assistant.processor.image_processor.to_dict()
+        facts = {key: own[key] for key in ("image", "vision_facts")} | {"v": 1}
+        dtype = torch.bfloat16 if run.precision.name.startswith("bf16") else torch.float32
+        facts["dtype"] = str(dtype)
+        folder = cache_folder("features") / weights_key(model.model.vision, facts)
+        known = [cache for cache in self._caches if cache.folder == folder]
+        if known:
+            return known[0]
+        cache = FeatureCache(
+            folder,
+            width=model.config.facts.width,
+            dtype=dtype,
+            most_bytes=int(config.feature_cache_gib * 2**30),
+        )
+        self._caches.append(cache)
+        return cache
+
+    def _save(self, run: Run, stages: list[StageResult]) -> RunResult:
+        """Write model, delta and result; the result last, so that its presence means done."""
+        result = RunResult(self.out, stages)
+        if self.engine.is_main:
+            set_attention(run.assistant.model, "sdpa")
+            run.assistant.model.eval().requires_grad_(True)
+            if self.recipe.run.gradient_checkpointing:
+                run.assistant.model.gradient_checkpointing_disable()
+            values = self.recipe.to_dict()
+            run.assistant.notes["training"] = result.facts()
+            result.stock_reasons = run.assistant.save(result.model, recipe=values)
+            run.assistant.save(result.delta, delta=True, recipe=values)
+            result.write(self.out / _RESULT)
+        self.engine.wait()
+        for stage in stages:
+            self.say(
+                f"stage {stage.name}: {stage.steps:,} steps, {stage.tokens:,} tokens, "
+                f"loss {stage.first_loss or 0:.3f} to {stage.last_loss or 0:.3f}, "
+                f"{stage.dropped:,} samples dropped"
+            )
+        self.say(f"saved       {result.model}")
+        return result
+
+
+def _put_weights(assistant: Assistant, weights: dict[str, torch.Tensor]) -> None:
+    """Put weights and statistics into a model, by stable name."""
+    model = assistant.model
+    holders = {stable_name(name): value for name, value in model.named_parameters()}
+    holders |= {stable_name(name): value for name, value in model.named_buffers()}
+    unknown = [name for name in weights if name not in holders]
+    if unknown:
+        raise TrainingError(
+            f"The checkpoint holds {unknown[0]!r}, which this model has not: its parts have "
+            f"changed. Begin anew with --fresh."
+        )
+    with torch.no_grad():
+        for name, value in weights.items():
+            holders[name].copy_(value)
+
+
+def _result_of(path: Path) -> StageResult:
+    return StageResult(**load_checkpoint(path).state["result"])
+
+
+def _folder_or_id(name: str, folder: Path) -> str | Path:
+    beside = folder / name
+    return beside if beside.is_dir() else name
+
+
+def resolved_text(values: dict[str, Any]) -> str:
+    """Write a resolved recipe as YAML that reads back to the same values."""
+    head = (
+        "# What was run, every value written out.  Run it again:  mmlm train recipe.resolved.yaml\n"
+    )
+    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def changed(old: Any, new: Any) -> list[str]:
+    """Return, line by line, in what two recipes differ where it matters.
+
+    >>> changed({"run": {"seed": 0}}, {"run": {"seed": 1}})
+    ['run.seed: 0 -> 1']
+    """
+    before, after = _flat(old), _flat(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    missing = "(none)"
+    return [
+        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
+        for key in keys
+        if before.get(key, missing) != after.get(key, missing)
+        and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+
+
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Lay nested values out as ``a.b.c: value``; stages are named by their names."""
+    if isinstance(values, dict) and values:
+        pairs = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list) and values and all(isinstance(v, dict) for v in values):
+        pairs = [(str(v.get("name", i)), v) for i, v in enumerate(values)]
+    else:
+        return {path: values}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= _flat(value, f"{path}.{key}" if path else key)
+    return flat
+
+
+def forget_run(out: Path) -> None:
+    """Delete what a run left in its folder, and nothing else that lies there."""
+    for name in _MADE_HERE:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stopped_gently(run: Run, say: Callable[[str], None]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the step, save, and stop; a second Ctrl-C stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        if run.stop:
+            raise KeyboardInterrupt
+        run.stop = True
+        say(f"\n{signal.Signals(number).name}: saving after this step; once more stops at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
