@@ -111,7 +111,7 @@ def head_rule_of(model: Any) -> HeadRule:
         logits = model(input_ids=ids, use_cache=False).logits.float()
         embedded = model(inputs_embeds=embedding(ids), use_cache=False).logits.float()
         hidden = decoder_of(model)(inputs_embeds=embedding(ids), use_cache=False).last_hidden_state
-        raw = head(hidden).float()
+        raw = head(hidden)
     model.train(was_training)
     name = type(model).__name__
     tolerance = _TOLERANCE.get(str(head.weight.dtype), _TOLERANCE_OF_HALVES)
@@ -122,7 +122,10 @@ def head_rule_of(model: Any) -> HeadRule:
             f"features cannot be placed among its tokens. Use another language model."
         )
     candidates = _candidates(config, bias=head.bias is not None)
-    distances = {rule: _distance(rule.apply(raw), logits) for rule in candidates}
+    measured = float((raw.float() * logits).sum() / raw.float().square().sum())
+    candidates.append(HeadRule(scale=measured, bias=head.bias is not None))
+    # In the model's own precision: the right rule repeats its operations and is off by nothing.
+    distances = {rule: _distance(rule.apply(raw).float(), logits) for rule in candidates}
     best = min(distances, key=lambda rule: distances[rule])
     if distances[best] > tolerance:
         raise ConfigError(

@@ -7,8 +7,11 @@ Python package. Nothing is unpickled. Growing the vocabulary is in `mmlm.languag
 
 from __future__ import annotations
 
+import copy
+import struct
 import sys
 import time
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ from mmlm.language.template import wrap_template
 from mmlm.storage.atomic import atomic_folder
 from mmlm.storage.cache import cache_folder
 from mmlm.storage.parts import hash_of, locate
+
+_CONVERSION = 2
+"""Part of the cache key: raised when a conversion gives another folder than before."""
+_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""GGUF pre-tokenizers that part digits before anything else; transformers leaves that out."""
 
 
 @languages.register("causal_lm")
@@ -77,13 +85,13 @@ def folder_of_gguf(file: Path) -> Path:
     Raises:
         ConfigError: if the file cannot be read as a language model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if not file.is_file():
         raise ConfigError(f"model.language.checkpoint: there is no file {file}.")
-    folder = cache_folder("gguf") / hash_of(file)[:32]
+    folder = cache_folder("gguf") / f"{hash_of(file)[:32]}-{_CONVERSION}"
     if (folder / "config.json").exists():
         return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     begun = time.monotonic()
     print(
         f"Converting {file.name} to safetensors, once (about 15 s for each 100 MB) …",
@@ -92,16 +100,67 @@ def folder_of_gguf(file: Path) -> Path:
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        if _pre_tokenizer_of(file) in _DIGIT_BY_DIGIT:
+            _split_digits(tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, **_dequantised()
+        )
     except ImportError as error:
         raise _missing_gguf(error) from None
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(_cannot_load(str(file), error)) from error
     with atomic_folder(folder) as unfinished:
-        model.save_pretrained(unfinished)
+        _plain(model).save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
     print(f"Converted in {time.monotonic() - begun:.0f} s; kept in {folder}.", file=sys.stderr)
     return folder
+
+
+def _pre_tokenizer_of(file: Path) -> str:
+    """Read the name of the pre-tokenizer out of a GGUF file, without parsing all of it."""
+    key = b"tokenizer.ggml.pre"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", 8)  # 8: a string follows
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        found = content.find(entry)
+        if found < 0:
+            return ""
+        begin = found + len(entry) + 8
+        (length,) = struct.unpack("<Q", content[begin - 8 : begin])
+        return content[begin : begin + length].decode("utf-8", errors="replace")
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Give a tokenizer the step that parts digits, if it has none."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    if backend.pre_tokenizer is not None and "Digits" not in str(backend.pre_tokenizer):
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+
+
+def _dequantised() -> dict[str, Any]:
+    """Ask for ordinary weights, where transformers could also keep them in their blocks."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _plain(model: Any) -> Any:
+    """Return the same model without the memory of having been quantised, so that it can be saved."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _missing_gguf(error: ImportError) -> Exception:
