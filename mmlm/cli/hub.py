@@ -1,0 +1,109 @@
+"""`mmlm export`, `mmlm import`, `mmlm push`: models in other forms, and on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmlm.cli.base import Command, Options, Parser, one_of
+from mmlm.errors import UsageError
+
+_FORMS = {
+    "stock": "a class of transformers; an error says why, where the composition equals none",
+    "mmlm": "MMLM's own class; every composition has this form",
+    "delta": "only what was learnt, beside the names of the base parts",
+}
+
+
+def _export_arguments(parser: Parser) -> None:
+    parser.word("model", metavar="MODEL", help="a run, a model folder, or a Hub id")
+    parser.add_argument(
+        "--to",
+        metavar="FORMAT",
+        required=True,
+        type=one_of("format", _FORMS),
+        help="; ".join(f"{name}: {about}" for name, about in _FORMS.items()),
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="a new folder")
+
+
+def _export(options: Options) -> None:
+    _refuse_existing(options.out)
+    from mmlm import hub
+    from mmlm.assistant import load
+
+    assistant = load(options.model, device="cpu")
+    if options.to == "delta":
+        assistant.save(options.out, delta=True)
+    else:
+        write = hub.save_stock if options.to == "stock" else hub.save_mmlm
+        write(assistant.model, assistant.processor, options.out, notes=assistant.notes)
+    print(f"{options.out} holds the model as {_FORMS[options.to].split(';')[0]}.")
+
+
+def _import_arguments(parser: Parser) -> None:
+    parser.word("checkpoint", metavar="CHECKPOINT", help="a folder or Hub id of a stock class")
+    parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="a new folder")
+
+
+def _import(options: Options) -> None:
+    _refuse_existing(options.out)
+    from mmlm import hub
+    from mmlm.assistant import load
+
+    assistant = load(options.checkpoint, device="cpu")
+    hub.save_mmlm(assistant.model, assistant.processor, options.out, notes=assistant.notes)
+    print(
+        f"{options.out} holds it as MMLM's own class. In a recipe: model: {{from: {options.out}}}"
+    )
+
+
+def _push_arguments(parser: Parser) -> None:
+    parser.word("model", metavar="MODEL", help="a run or a model folder")
+    parser.word("repo", metavar="REPO", help="where to: NAME/MODEL on the Hub")
+    parser.add_argument("--private", action="store_true", help="only you can see it")
+    parser.add_argument("--force", action="store_true", help="replace what stands there")
+
+
+def _push(options: Options) -> None:
+    if not Path(options.model).is_dir():
+        raise UsageError(f"mmlm push: there is no folder {options.model}.")
+    from mmlm.assistant import load
+
+    assistant = load(options.model, device="cpu")
+    print(assistant.push_to_hub(options.repo, force=options.force, private=options.private))
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} holds files already and is left as it is. Name a new folder.")
+
+
+COMMANDS = {
+    "export": Command(
+        name="export",
+        usage="MODEL --to FORMAT --out DIR",
+        about="Write a model in another form.",
+        arguments=_export_arguments,
+        run=_export,
+        examples=[
+            ("mmlm export runs/quickstart --to delta --out small", "a few megabytes"),
+            ("mmlm export runs/quickstart --to mmlm --out own", "MMLM's own class"),
+        ],
+    ),
+    "import": Command(
+        name="import",
+        usage="CHECKPOINT --out DIR",
+        about="Read a checkpoint that is a class of transformers, and write it as MMLM's own.",
+        arguments=_import_arguments,
+        run=_import,
+        examples=[("mmlm import llava-hf/llava-1.5-7b-hf --out llava", "28 GB to download")],
+    ),
+    "push": Command(
+        name="push",
+        usage="MODEL REPO [options]",
+        about="Upload a model, its card and its recipe to the Hugging Face Hub.",
+        arguments=_push_arguments,
+        run=_push,
+        examples=[("mmlm push runs/quickstart me/my-vlm --private", "asks for no other settings")],
+    ),
+}
