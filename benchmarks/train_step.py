@@ -1,6 +1,6 @@
 """One optimiser step: MMLM against what a user would do today, in one run.
 
-    python benchmarks/train_step.py                   the whole comparison (about 8 minutes on 2 cores)
+    python benchmarks/train_step.py                   the whole comparison
     python benchmarks/train_step.py --json out.json   the same, and the figures as JSON
 
 The peer is stock `LlavaForConditionalGeneration` with a padding collator and plain PyTorch,
@@ -99,7 +99,7 @@ def stock_model(tiny: bool) -> Any:
             image_seq_length=196,
             vision_feature_select_strategy="full",
             tie_word_embeddings=True,
-        )  # fmt: skip
+        )
     )
 
 

@@ -129,7 +129,7 @@ def compose(
     """Join an encoder, a connector and a language model; the words are those of a recipe.
 
     Args:
-        vision: The encoder, such as ``{"use": "hf", "checkpoint": "google/siglip-base-patch16-224"}``.
+        vision: The encoder, such as ``{"use": "hf", "checkpoint": …}``.
         language: The language model, such as ``{"use": "causal_lm", "checkpoint": …}``.
         connector: The connector; a two-layer MLP when left out.
         image: How a picture becomes the encoder's input; ``{"use": "squash"}`` when left out.

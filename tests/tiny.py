@@ -28,10 +28,22 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WIDTH = 32
-VISION = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
-VISION |= dict(image_size=32, patch_size=8)
-TEXT = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-TEXT |= dict(num_key_value_heads=2, max_position_embeddings=1024)
+VISION = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
 
 VISION_KINDS = ("clip", "siglip", "dinov2", "dinov2_with_registers")
 TEXT_KINDS = ("llama", "qwen2", "smollm")

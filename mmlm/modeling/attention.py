@@ -62,7 +62,7 @@ def segment_attention(
                 dropout_p=dropout,
                 scale=scaling,
                 enable_gqa=grouped,
-            )  # fmt: skip
+            )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 

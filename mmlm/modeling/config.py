@@ -7,7 +7,7 @@ sub-configs of transformers. Typed views of the parts are properties. Nothing is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
@@ -84,7 +84,7 @@ class MMLMConfig(PretrainedConfig):
     model_type = "mmlm"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
     # No remote code; TRL reads the attribute of classes that transformers does not hold.
-    auto_map = None
+    auto_map: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,

@@ -224,7 +224,7 @@ class MMLMModel(PreTrainedModel):
         )
 
     def _nothing_seen(self, like: Tensor) -> Tensor:
-        """Run one empty picture and return zero: a rank that holds only text must not hang the others."""
+        """Run one empty picture and return zero: a rank with text alone must not hang others."""
         facts = self.config.facts
         blank = torch.zeros(1, facts.channels, *facts.side, device=like.device, dtype=like.dtype)
         return self.connect(self.encode_images(blank)).values.sum().to(like.dtype) * 0.0

@@ -1,4 +1,4 @@
-"""What the joined model promises: it behaves like a stock class, and the loss alone is the same loss."""
+"""What the joined model promises: a stock class to its users, and the same loss without logits."""
 
 from __future__ import annotations
 

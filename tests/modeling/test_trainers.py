@@ -10,6 +10,8 @@ from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 from mmlm.data.collate import MMLMCollator
 from tests.tiny import compose_tiny, picture
 
+PROMPT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+
 
 @pytest.fixture
 def tiny(tmp_path):
@@ -34,12 +36,12 @@ def snapshot(model):
 
 def test_trainer_trains_it(tiny, tmp_path):
     rows = [
-        {"messages": [
-            {"role": "user", "content": [{"type": "image", "image": picture(n)}, {"type": "text", "text": "What?"}]},
-            {"role": "assistant", "content": f"Number {n}."},
-        ]}
+        {
+            "messages": [*PROMPT, {"role": "assistant", "content": f"Number {n}."}],
+            "image": picture(n),
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     before = snapshot(tiny.model)
     trainer = Trainer(
         model=tiny.model,
@@ -57,19 +59,18 @@ def test_trainer_trains_it(tiny, tmp_path):
     }
 
 
-def preference_rows(prompted: bool) -> Dataset:
-    image_part = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    prompt = [{"role": "user", "content": image_part}]
-
+def rows_for_trl(prompted: bool) -> Dataset:
     def answer(text):
         return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
-    rows = [
-        {"images": [picture(n)], "prompt": prompt, "chosen": answer(f"Yes {n}."), "rejected": answer("No.")}
-        if prompted
-        else {"images": [picture(n)], "messages": prompt + answer(f"Number {n}.")}
-        for n in range(4)
-    ]  # fmt: skip
+    rows = []
+    for n in range(4):
+        row = {"images": [picture(n)]}
+        if prompted:
+            row |= {"prompt": PROMPT, "chosen": answer(f"Yes {n}."), "rejected": answer("No.")}
+        else:
+            row |= {"messages": PROMPT + answer(f"Number {n}.")}
+        rows.append(row)
     return Dataset.from_list(rows)
 
 
@@ -80,7 +81,7 @@ def test_sft_trainer_trains_it(tiny, tmp_path):
     trainer = SFTTrainer(
         model=tiny.model,
         args=SFTConfig(**quiet(tmp_path / "out"), max_length=None),
-        train_dataset=preference_rows(prompted=False),
+        train_dataset=rows_for_trl(prompted=False),
         processing_class=tiny.processor,
     )
     trainer.train()
@@ -97,7 +98,7 @@ def test_dpo_trainer_trains_it(tiny, tmp_path):
     trainer = DPOTrainer(
         model=tiny.model,
         args=DPOConfig(**quiet(tmp_path / "out"), max_length=None),
-        train_dataset=preference_rows(prompted=True),
+        train_dataset=rows_for_trl(prompted=True),
         processing_class=tiny.processor,
     )
     trainer.train()
