@@ -19,14 +19,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmlm.evaluation.benchmark import Benchmark
 from mmlm.evaluation.conditions import Case
-from mmlm.evaluation.scorers import Mark, Row, ScorerConfig
+from mmlm.evaluation.scorers import Mark, Row, ScorerConfig, Target
+from mmlm.evaluation.scorers.choice import truth_number
 from mmlm.evaluation.statistics import (
     Interval,
     bootstrap,
@@ -71,7 +73,7 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """Return one line of `predictions.jsonl`."""
         case, item = self.case, self.case.item
-        paths = [str(image) for image in case.images if not isinstance(image, bytes)]
+        paths = [str(image.resolve()) for image in case.images if isinstance(image, Path)]
         return {
             "set": case.benchmark,
             "question": item.kind,
@@ -100,12 +102,8 @@ def predict(scorer: ScorerConfig, case: Case, answer: str) -> Prediction:
     return Prediction(case, answer, scorer.mark(answer, target), scorer.label)
 
 
-def _permuted(case: Case) -> Any:
+def _permuted(case: Case) -> Target:
     """Return the target with the choices as they were shown; a letter is turned into its text."""
-    from dataclasses import replace
-
-    from mmlm.evaluation.scorers.choice import truth_number
-
     target = case.item.target
     number = truth_number(target)
     references = target.references if number is None else (target.choices[number],)

@@ -10,6 +10,7 @@ depend on (see `answers`). Items of like length share a batch. The files of a ru
     predictions.jsonl   one line for each item and condition: question, answer, truth, mark
     results.json        the scores; `results` says what the fields mean
     details.json        groups, differences between conditions, further metrics, what was run
+    report.html         the same for people, with pictures; contact_sheet.png likewise
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from mmlm.errors import EvaluationError
 from mmlm.evaluation.answers import AnswerLog, answer_key
 from mmlm.evaluation.backend import Backend, backend_for
 from mmlm.evaluation.benchmark import Benchmark, BenchmarkConfig, load_benchmark
 from mmlm.evaluation.conditions import CONDITIONS, Case, Condition, cases, subset
+from mmlm.evaluation.report import facts_of, report
 from mmlm.evaluation.results import Prediction, Score, details, predict, summarise
+from mmlm.reports import plain_table, scores_table
 from mmlm.reports.progress import ProgressLine
 
 DEFAULT_CONDITIONS: tuple[Condition, ...] = ("image", "blind", "shuffled")
@@ -41,6 +46,14 @@ class Evaluation:
     scores: tuple[Score, ...]
     predictions: tuple[Prediction, ...]
     details: dict[str, Any]
+
+    def __str__(self) -> str:
+        """The table of scores."""
+        return plain_table([score.to_dict() for score in self.scores])
+
+    def __rich__(self) -> Table:
+        """The table of scores, with colours where the terminal has them."""
+        return scores_table([score.to_dict() for score in self.scores])
 
     def score(self, set_name: str, question: str, condition: str = "image") -> Score:
         """Return one score.
@@ -76,6 +89,8 @@ def evaluate(
     batch_size: int = 16,
     fresh: bool = False,
     quiet: bool = False,
+    run: str | Path | None = None,
+    with_report: bool = True,
     extra: Iterable[Callable[[Benchmark, Sequence[Case], Backend], list[Score]]] = (),
 ) -> Evaluation:
     """Measure a model on benchmarks, and whether it looks at the picture.
@@ -91,6 +106,9 @@ def evaluate(
         batch_size: Items answered at once.
         fresh: Forget the answers of an earlier run in `out`.
         quiet: Show no progress.
+        run: The training run that made the model, for the report's curves; found by itself where
+            `model` is a folder of a run.
+        with_report: Write `report.html` and `contact_sheet.png` as well.
         extra: Functions that add scores of their own, such as a baseline (see `probe`).
 
     Raises:
@@ -128,7 +146,7 @@ def evaluate(
         if condition == "image":
             for baseline in extra:
                 scores += baseline(benchmark, found, backend)
-    run = {
+    record = {
         "weights": backend.weights,
         "seed": seed,
         "limit": limit,
@@ -137,9 +155,22 @@ def evaluate(
         "questions": _details(plan, predictions, seed=seed),
     }
     flat = tuple(prediction for group in predictions for prediction in group)
-    result = Evaluation(folder, tuple(scores), flat, run)
+    result = Evaluation(folder, tuple(scores), flat, record)
     _write(result)
+    if with_report:
+        report(result, run=_run_folder(model, run), facts=facts_of(backend))
     return result
+
+
+def _run_folder(model: Any, run: str | Path | None) -> Path | None:
+    """Return the folder of the training run: as told, else the model's own or the one above it."""
+    if run is not None:
+        return Path(run)
+    if not isinstance(model, str | Path):
+        return None
+    folder = Path(model)
+    near = (folder, folder.parent)
+    return next((each for each in near if (each / "log.jsonl").is_file()), None)
 
 
 def load_all(benchmarks: Any) -> list[Benchmark]:
