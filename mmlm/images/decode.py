@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        picture = image.convert("RGBA")
+        picture = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         page = Image.new("RGBA", picture.size, _WHITE)
         return Image.alpha_composite(page, picture).convert("RGB")
     return image.convert("RGB")

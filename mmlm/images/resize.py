@@ -2,8 +2,9 @@
 
 Resizing is `torch.nn.functional.interpolate` on uint8 with antialiasing: bit for bit what the
 torchvision-backed image processors of transformers compute. It runs row pass first, then
-column pass, and each pass in strips, which changes no bit and keeps the memory of a picture
-of 1 × 20,000 pixels, padded to a square, in the megabytes.
+column pass, and each pass in strips, which changes no bit and keeps the memory of a long
+picture, padded to a square, in the megabytes. Only where the square would hold more than 64
+megapixels is the picture shrunk beforehand.
 
 Only `normalise` knows floats; nothing here opens a file or chooses a tile.
 """
@@ -135,41 +136,58 @@ def _resize_box(
         return _colour(fill)[:, None, None].expand(3, *size).contiguous()
     margins = _Margins(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3])
     pixels = _as_tensor(image if inside == (0, 0, *image.size) else image.crop(inside))
-    narrow = torch.cat(
-        [
-            _interpolate(
-                _crop_or_fill(
-                    strip, (-margins.left, 0, strip.shape[2] + margins.right, strip.shape[1]), fill
-                ),
-                Size(strip.shape[1], size.width),
-                resample,
-            )
-            for strip in pixels.split(_strip(right - left), dim=1)
-        ],
-        dim=1,
-    )
-    blank = _colour(fill)[:, None, None].expand(3, 1, right - left)
-    blank = _interpolate(blank, Size(1, size.width), resample)
-    columns = _strip(bottom - top)
-    strips = zip(narrow.split(columns, dim=2), blank.split(columns, dim=2), strict=True)
-    return torch.cat(
-        [
-            _interpolate(
-                torch.cat(
-                    [
-                        outside.expand(3, margins.top, outside.shape[2]),
-                        strip,
-                        outside.expand(3, margins.bottom, outside.shape[2]),
-                    ],
-                    dim=1,
-                ),
-                Size(size.height, strip.shape[2]),
-                resample,
-            )
-            for strip, outside in strips
-        ],
-        dim=2,
-    )
+    if any(margins):
+        pixels, margins = _bounded(pixels, margins, resample)
+    narrow = _squeeze_rows(pixels, margins, size.width, resample, fill)
+    beyond = _colour(fill)[:, None, None].expand(3, 1, pixels.shape[2])
+    beyond = _squeeze_rows(beyond, margins, size.width, resample, fill)
+    return _squeeze_columns(narrow, beyond, margins, size.height, resample)
+
+
+def _squeeze_rows(
+    pixels: Tensor, margins: _Margins, width: int, resample: str, fill: tuple[int, int, int]
+) -> Tensor:
+    """Resize the rows, with their margins, to `width`, a few rows at a time."""
+    right = pixels.shape[2] + margins.right
+    strips = pixels.split(_strip(margins.left + right), dim=1)
+    done = [
+        _interpolate(
+            _crop_or_fill(strip, (-margins.left, 0, right, strip.shape[1]), fill),
+            Size(strip.shape[1], width),
+            resample,
+        )
+        for strip in strips
+    ]
+    return torch.cat(done, dim=1)
+
+
+def _squeeze_columns(
+    pixels: Tensor, beyond: Tensor, margins: _Margins, height: int, resample: str
+) -> Tensor:
+    """Resize the columns, with rows like `beyond` above and below, a few columns at a time."""
+    columns = _strip(margins.top + pixels.shape[1] + margins.bottom)
+    done: list[Tensor] = []
+    for strip, row in zip(pixels.split(columns, dim=2), beyond.split(columns, dim=2), strict=True):
+        above, below = (row.expand(3, rows, -1) for rows in (margins.top, margins.bottom))
+        tall = torch.cat([above, strip, below], dim=1)
+        done.append(_interpolate(tall, Size(height, strip.shape[2]), resample))
+    return torch.cat(done, dim=2)
+
+
+def _bounded(pixels: Tensor, margins: _Margins, resample: str) -> tuple[Tensor, _Margins]:
+    """Shrink a strip whose box, margins included, would cost seconds to walk through.
+
+    A picture of 1 x 65,535 pixels would be padded to 4 gigapixels. Anything less extreme than
+    8,192 x 8,192 with its margins is left alone, and stays equal to the stock processors.
+    """
+    height, width = pixels.shape[1:]
+    area = (margins.top + height + margins.bottom) * (margins.left + width + margins.right)
+    if area <= _SCALED_PIXELS:
+        return pixels, margins
+    factor = (_SCALED_PIXELS / area) ** 0.5
+    size = Size(max(1, round(height * factor)), max(1, round(width * factor)))
+    shrunk = _Margins(*(round(margin * factor) for margin in margins))
+    return _interpolate(pixels, size, resample), shrunk
 
 
 def _strip(length: int) -> int:
@@ -181,10 +199,9 @@ def _interpolate(pixels: Tensor, size: Size, resample: str) -> Tensor:
     """Resize uint8 ``(3, height, width)``."""
     if pixels.shape[1:] == size:
         return pixels
+    batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the fast path
     smooth = resample != "nearest-exact"
-    return functional.interpolate(pixels[None], size=tuple(size), mode=resample, antialias=smooth)[
-        0
-    ]
+    return functional.interpolate(batch, size=tuple(size), mode=resample, antialias=smooth)[0]
 
 
 def _crop_or_fill(
