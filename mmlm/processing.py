@@ -104,7 +104,8 @@ class MMLMImageProcessor(BaseImageProcessor):
         """
         facts, image = self.counter.facts, open_image(picture)
         plan = self.counter.policy.plan(Size(image.height, image.width), self.counter.side)
-        fill = tuple(round(255 * value) for value in facts.mean)
+        # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some pictures.
+        fill = tuple(int(value * 255) for value in facts.mean)
         tiles = [cut(image, tile, resample=facts.resample, fill=fill) for tile in plan.tiles]
         mean = torch.tensor(facts.mean).view(-1, 1, 1)
         std = torch.tensor(facts.std).view(-1, 1, 1)
