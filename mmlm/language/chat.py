@@ -137,6 +137,11 @@ class ChatFormat:
                 f"The conversation holds {num_images} images, and token counts for "
                 f"{len(image_tokens)} were given. Give one count for each image, in reading order."
             )
+        if any(count < 1 for count in image_tokens):
+            raise AlignmentError(
+                f"Every image needs at least one token (got {list(image_tokens)}). "
+                f"Lower `model.reducer`, or leave the image out."
+            )
         text = self._renderer(messages, add_generation_prompt=add_generation_prompt)
         collides = any(self._controls.search(message.text) for message in messages)
         if with_labels or collides:

@@ -199,6 +199,7 @@ class _Survey:
         slots: Sequence[Slot],
         word: re.Pattern[str],
     ) -> None:
+        self._marked = render.has_markers
         self._render, self._controls, self._word = render, controls, word
         self._words, self._text = words, text
         self._literals = literals
@@ -230,7 +231,7 @@ class _Survey:
         if spans is not None:
             for begin, end in spans:
                 if begin <= before < end:
-                    return self._place(begin)
+                    return self._place(self._with_blank(number, begin))
             raise TemplateError("the template's generation markers leave it out")
         if number == 0:
             return Place(slot, len(self._literals[slot]))
@@ -251,18 +252,33 @@ class _Survey:
             )
         return self._place(len(prompt))
 
+    def _with_blank(self, number: int, begin: int) -> int:
+        """Move a marked beginning to the end of the generation prompt, over white space alone.
+
+        ``ASSISTANT:`` prompts and the marker stands after a space: that space shares a token with
+        the first word, which the model writes.
+        """
+        try:
+            prompt = self._render(self._words[:number], add_generation_prompt=True)
+        except TemplateError:
+            return begin
+        end = len(prompt)
+        follows = self._text.startswith(prompt) and end <= begin
+        return end if follows and not self._text[end:begin].strip() else begin
+
     def _stop(self, number: int, slot: int) -> tuple[Place | None, str | None]:
         """Find the end-of-turn token: a control token right after the words of the turn."""
         after = self._literals[slot + 1]
-        tail = after
+        tail, cut, ends = after, None, 0
         if number < len(self._words) - 1:
             try:
                 cut = self._render(self._words[: number + 1])
             except TemplateError:
-                cut = None
-            if cut is not None:
+                pass
+            else:
                 own = [match for match in self._word.finditer(cut) if int(match[1]) == number]
-                tail = self._word.split(cut[own[-1].end() :])[0] if own else after
+                ends = own[-1].end() if own else len(cut)
+                tail = self._word.split(cut[ends:])[0] if own else after
         blank = len(tail) - len(tail.lstrip())
         token = self._controls.match(tail, blank)
         if token is None:
@@ -272,7 +288,21 @@ class _Survey:
                 f"the template ends it with {tail[: token.end()]!r} when it is the last turn, and "
                 f"with {after[: token.end() + 20]!r} when it is not"
             )
+        if cut is not None and self._words[number].role == "assistant" and not self._marked:
+            self._check_stays(cut[: ends + token.end()])
         return Place(slot + 1, token.end()), token.group()
+
+    def _check_stays(self, alone: str) -> None:
+        """Refuse a turn that reads otherwise once others follow it."""
+        if self._text.startswith(alone):
+            return
+        same = next(i for i, pair in enumerate(zip(alone, self._text, strict=False)) if len({*pair}) > 1)
+        raise TemplateError(
+            f"the template writes it differently when other turns follow: "
+            f"{alone[max(0, same - 20) : same + 30]!r} becomes "
+            f"{self._text[max(0, same - 20) : same + 30]!r}, so training would not show the model "
+            f"what it sees when it answers"
+        )
 
     def _no_stop(self, slot: int) -> str:
         return (
