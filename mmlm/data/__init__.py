@@ -20,7 +20,7 @@ from mmlm.data.packing import Packer as Packer
 from mmlm.data.packing import PackingConfig as PackingConfig
 from mmlm.data.quarantine import Quarantine as Quarantine
 from mmlm.data.schema import CAUSES as CAUSES
-from mmlm.data.schema import BadRow as BadRow
+from mmlm.data.schema import BadRowError as BadRowError
 from mmlm.data.schema import Drop as Drop
 from mmlm.data.schema import Sample as Sample
-from mmlm.data.sources import FileSource as FileSource
+from mmlm.data.sources_files import FileSource as FileSource

@@ -31,7 +31,7 @@ class Source(ABC):
         """Return one sample.
 
         Raises:
-            BadRow: if the row cannot become a sample.
+            BadRowError: if the row cannot become a sample.
         """
 
     @abstractmethod

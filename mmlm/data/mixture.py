@@ -25,7 +25,7 @@ from pydantic import Field
 from mmlm.config import Config, read_yaml
 from mmlm.data.base import Source, SourceConfig, sources
 from mmlm.data.order import key_of, permute
-from mmlm.data.sources import SUFFIXES
+from mmlm.data.sources_files import SUFFIXES
 from mmlm.errors import ConfigError, DataError
 
 _BLOCK = 4096

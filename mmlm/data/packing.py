@@ -1,8 +1,9 @@
 """Samples share rows, so that no computing is spent on padding.
 
-Best fit over a number of open rows: a sample goes where it leaves the least room. Two
-budgets, tokens and image tiles; a sample is never cut. The packer sees lengths only, and
-which samples wait in which open row is its whole state, so a run goes on exactly.
+Samples wait in a pool. The one that has waited longest opens the next row, and the others are
+chosen so that the row becomes as full as it can: a subset sum over their lengths, a few big
+integers of work. Two budgets, tokens and image tiles; a sample is never cut. The packer
+sees lengths only, and which samples wait is its whole state, so a run goes on exactly.
 """
 
 from __future__ import annotations
@@ -26,44 +27,47 @@ class PackingConfig(Config):
     row_tokens: int = Field(default=4096, ge=16)
     """Length of a row in tokens, image tokens included."""
 
-    open_rows: int = Field(default=32, ge=1)
-    """Rows kept open at once. More rows waste less space and hold more samples back."""
+    pool_samples: int = Field(default=128, ge=1)
+    """Samples that wait for a row that they fill best. More waste less space."""
 
     max_tiles: int = Field(default=256, ge=1)
     """Most image tiles in a row. This bounds the encoder's memory; the text is bounded already."""
-
-    wait_samples: int = Field(default=2048, ge=1)
-    """A row is closed after this many later samples, full or not. Counted, not timed: a clock
-    would break exact resume."""
 
 
 class Packable(Protocol):
     """What the packer needs to know of a sample."""
 
-    position: int
-    num_tokens: int
-    num_tiles: int
+    @property
+    def position(self) -> int:
+        """Its place in the order."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Its length, image tokens included."""
+        ...
+
+    @property
+    def num_tiles(self) -> int:
+        """Its image tiles."""
+        ...
 
 
 @dataclass
 class Row:
-    """Samples that share one row.
-
-    Args:
-        samples: In the order in which they were put in.
-        opened_at: How many samples the packer had seen when the row was opened.
-    """
+    """Samples that share one row, oldest first."""
 
     samples: list[Any] = field(default_factory=list)
-    num_tokens: int = 0
-    num_tiles: int = 0
-    opened_at: int = 0
 
-    def add(self, sample: Packable) -> None:
-        """Put a sample at the end."""
-        self.samples.append(sample)
-        self.num_tokens += sample.num_tokens
-        self.num_tiles += sample.num_tiles
+    @property
+    def num_tokens(self) -> int:
+        """The length of the row."""
+        return sum(sample.num_tokens for sample in self.samples)
+
+    @property
+    def num_tiles(self) -> int:
+        """The image tiles of the row."""
+        return sum(sample.num_tiles for sample in self.samples)
 
 
 class Packer:
@@ -71,59 +75,70 @@ class Packer:
 
     def __init__(self, config: PackingConfig) -> None:
         self.config = config
-        self._rows: list[Row] = []
-        self._seen = 0
+        self._pool: list[Any] = []
 
     def add(self, sample: Packable) -> list[Row]:
         """Take one sample that fits an empty row; return the rows that are closed by it."""
-        self._seen += 1
-        best: Row | None = None
-        for row in self._rows:
-            fits = (
-                row.num_tokens + sample.num_tokens <= self.config.row_tokens
-                and row.num_tiles + sample.num_tiles <= self.config.max_tiles
-            )
-            if fits and (best is None or row.num_tokens > best.num_tokens):
-                best = row
-        if best is None:
-            best = Row(opened_at=self._seen)
-            self._rows.append(best)
-        best.add(sample)
-        return self._close()
-
-    def _close(self) -> list[Row]:
-        closed = [
-            row
-            for row in self._rows
-            if row.num_tokens == self.config.row_tokens
-            or self._seen - row.opened_at >= self.config.wait_samples
-        ]
-        shut = {id(row) for row in closed}
-        still = [row for row in self._rows if id(row) not in shut]
-        while len(still) > self.config.open_rows:
-            fullest = max(still, key=lambda row: row.num_tokens)
-            still = [row for row in still if row is not fullest]
-            closed.append(fullest)
-        self._rows = still
-        return closed
+        self._pool.append(sample)
+        return [self._take()] if len(self._pool) >= self.config.pool_samples else []
 
     def flush(self) -> list[Row]:
-        """Close all rows, in the order in which they were opened."""
-        rows, self._rows = self._rows, []
+        """Close rows until no sample waits."""
+        rows: list[Row] = []
+        while self._pool:
+            rows.append(self._take())
         return rows
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold: positions, no tokens."""
-        rows = [[row.opened_at, [s.position for s in row.samples]] for row in self._rows]
-        return {"seen": self._seen, "rows": rows}
+    def _take(self) -> Row:
+        """Make a row of the oldest sample and of those that fill the rest best."""
+        oldest, *others = self._pool
+        room = self.config.row_tokens - oldest.num_tokens
+        chosen = [oldest, *_fill(others, room)]
+        if sum(sample.num_tiles for sample in chosen) > self.config.max_tiles:
+            chosen = self._within_both(oldest, others)
+        taken = {id(sample) for sample in chosen}
+        self._pool = [sample for sample in self._pool if id(sample) not in taken]
+        return Row(chosen)
 
-    def restore(self, state: dict[str, Any], samples: Sequence[Packable]) -> None:
-        """Go back to a state, given the samples that waited, planned again in any order."""
-        by_position = {sample.position: sample for sample in samples}
-        self._seen = state["seen"]
-        self._rows = []
-        for opened_at, positions in state["rows"]:
-            row = Row(opened_at=opened_at)
-            for position in positions:
-                row.add(by_position[position])
-            self._rows.append(row)
+    def _within_both(self, oldest: Packable, others: Sequence[Packable]) -> list[Packable]:
+        """Choose greedily, longest first, where the tiles are the scarcer budget."""
+        chosen = [oldest]
+        tokens, tiles = oldest.num_tokens, oldest.num_tiles
+        for sample in sorted(others, key=lambda other: -other.num_tokens):
+            if (
+                tokens + sample.num_tokens <= self.config.row_tokens
+                and tiles + sample.num_tiles <= self.config.max_tiles
+            ):
+                chosen.append(sample)
+                tokens, tiles = tokens + sample.num_tokens, tiles + sample.num_tiles
+        return chosen
+
+    def state(self) -> list[int]:
+        """Return what a checkpoint must hold: the positions of the samples that wait."""
+        return [sample.position for sample in self._pool]
+
+    def restore(self, samples: Sequence[Packable]) -> None:
+        """Go back to a state, given its samples in order, planned again."""
+        self._pool = list(samples)
+
+
+def _fill(samples: Sequence[Packable], room: int) -> list[Packable]:
+    """Choose samples whose lengths add up to `room`, or as near below it as there is.
+
+    Bit `n` of a number says whether `n` tokens can be reached. Going back, a sample is left out
+    wherever those before it reach the same sum, so that older samples go first.
+    """
+    mask = (1 << (room + 1)) - 1
+    reached = [1]
+    for sample in samples:
+        last = reached[-1]
+        reached.append((last | last << sample.num_tokens) & mask)
+        if reached[-1] >> room:
+            break
+    total = reached[-1].bit_length() - 1
+    chosen: list[Packable] = []
+    for index in range(len(reached) - 2, -1, -1):
+        if not reached[index] >> total & 1:
+            chosen.append(samples[index])
+            total -= samples[index].num_tokens
+    return chosen[::-1]

@@ -82,7 +82,7 @@ class Step:
 _MOST_DROPS_UNTOLD = 1000
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """The consumer has gone away."""
 
 
@@ -155,18 +155,18 @@ class StepStream:
                 futures: list[Future[PreparedRow]] = [pool.submit(self._prepare, r) for r in mine]
                 self._put(ready, (step, futures))
             self._put(ready, None)
-        except _Stopped:
+        except _StoppedError:
             return
         except BaseException as error:
             try:
                 self._put(ready, error)
-            except _Stopped:
+            except _StoppedError:
                 return
 
     def _put(self, ready: queue.Queue[Any], item: Any) -> None:
         while True:
             if self._stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             try:
                 return ready.put(item, timeout=0.1)
             except queue.Full:
@@ -179,7 +179,7 @@ class StepStream:
             while len(plan.closed) >= self._rows_per_step:
                 yield plan.take(self._rows_per_step)
             if self._stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             plan.advance()
             if len(plan.drops) >= _MOST_DROPS_UNTOLD:
                 # An endless stage of which every sample is broken must meet its budget.
@@ -222,9 +222,8 @@ class _Plan:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.position, self._consumed = state["position"], state["consumed"]
-        in_rows = [row for _, row in state["packer"]["rows"]] + state["closed"]
         samples: dict[int, Planned] = {}
-        for position in (position for row in in_rows for position in row):
+        for position in [*state["pool"], *(p for row in state["closed"] for p in row)]:
             planned = self._planner.plan(position)
             if isinstance(planned, Drop):
                 raise TrainingError(
@@ -233,12 +232,8 @@ class _Plan:
                     f"with --fresh."
                 )
             samples[position] = planned
-        self._packer.restore(state["packer"], list(samples.values()))
-        for positions in state["closed"]:
-            row = Row()
-            for position in positions:
-                row.add(samples[position])
-            self.closed.append(row)
+        self._packer.restore([samples[position] for position in state["pool"]])
+        self.closed = [Row([samples[p] for p in positions]) for positions in state["closed"]]
 
     def advance(self) -> None:
         """Plan one more sample."""
@@ -262,7 +257,7 @@ class _Plan:
         state = {
             "position": self.position,
             "consumed": self._consumed,
-            "packer": self._packer.state(),
+            "pool": self._packer.state(),
             "closed": [[sample.position for sample in row.samples] for row in self.closed],
         }
         step = Step(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmlm.data.mixture import Mixture
-from mmlm.data.schema import BadRow, Drop, Sample
+from mmlm.data.schema import BadRowError, Drop, Sample
 from mmlm.errors import AlignmentError, ConfigError, ImageError
 from mmlm.images import read_size
 from mmlm.messages import images_of
@@ -82,7 +82,7 @@ class Planner:
             sample = source.sample(place.row)
             name = sample.id
             return self._plan(sample, position, place.row)
-        except BadRow as error:
+        except BadRowError as error:
             return Drop(source.name, place.row, name, error.cause, error.detail)
 
     def _plan(self, sample: Sample, position: int, row: int) -> Planned:
@@ -90,15 +90,15 @@ class Planner:
         tokens, num_tiles = self._count(pictures)
         planned = self._encode(sample, position, row, pictures, tokens, num_tiles)
         if planned.num_tokens > self.max_tokens:
-            raise BadRow(
+            raise BadRowError(
                 "too_long",
                 f"{planned.num_tokens} tokens, {sum(tokens)} of them image tokens; a row "
                 f"has {self.max_tokens} (`run.row_tokens`)",
             )
         if num_tiles > self.max_tiles:
-            raise BadRow("too_long", f"{num_tiles} image tiles; a row has {self.max_tiles}")
+            raise BadRowError("too_long", f"{num_tiles} image tiles; a row has {self.max_tiles}")
         if planned.num_labels == 0:
-            raise BadRow("no_labels", f"none of {planned.num_tokens} tokens is learnt")
+            raise BadRowError("no_labels", f"none of {planned.num_tokens} tokens is learnt")
         return planned
 
     def _count(self, pictures: list[Any]) -> tuple[list[int], int]:
@@ -108,11 +108,11 @@ class Planner:
         num_tiles = 0
         for picture in pictures:
             if isinstance(picture, str | os.PathLike) and not Path(picture).exists():
-                raise BadRow("no_image_file", str(picture))
+                raise BadRowError("no_image_file", str(picture))
             try:
                 size = read_size(picture)
             except (ImageError, OSError) as error:
-                raise BadRow("bad_image", str(error)) from None
+                raise BadRowError("bad_image", str(error)) from None
             tiles = counter.policy.plan(size, counter.side).tiles
             num_tiles += len(tiles)
             tokens.append(sum(counter.grid_of_tile(tile.size).num_tokens for tile in tiles))
@@ -132,7 +132,7 @@ class Planner:
                 sample.messages, image_tokens=tokens, with_labels=True
             )
         except (ConfigError, AlignmentError, UnicodeError) as error:
-            raise BadRow("bad_template", str(error)) from None
+            raise BadRowError("bad_template", str(error)) from None
         assert encoded.labels is not None
         labels = np.array(encoded.labels, dtype=np.int64)
         labels[:1] = NOT_LEARNT

@@ -4,7 +4,7 @@
                           you are here
 
 A `Sample` is a conversation with a name; it holds references to images and never pixels.
-A row that cannot become a sample raises `BadRow` with a cause out of `CAUSES`, so that
+A row that cannot become a sample raises `BadRowError` with a cause out of `CAUSES`, so that
 every drop is counted under its own name. Nothing here reads a file.
 """
 
@@ -37,7 +37,7 @@ CAUSES: dict[str, str] = {
 """Every cause under which a row can be dropped, with what it means."""
 
 
-class BadRow(DataError):
+class BadRowError(DataError):
     """A row that cannot become a sample.
 
     Args:

@@ -36,16 +36,16 @@ class RowFile:
 
     def __init__(self, path: Path, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
         self.path = path
-        self._starts, self._ends = starts, ends
+        self.starts, self.ends = starts, ends
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def read(self, row: int) -> bytes:
         """Return the bytes of one row."""
-        start = int(self._starts[row])
-        return os.pread(self._file, int(self._ends[row]) - start, start)
+        start = int(self.starts[row])
+        return os.pread(self._file, int(self.ends[row]) - start, start)
 
     def fingerprint(self) -> str:
         """Return the size of the file, its number of rows, and a hash of three places in it."""
@@ -74,7 +74,7 @@ def index_csv(path: Path) -> tuple[bytes, RowFile]:
     if not len(rows):
         raise DataError(f"{path} has no header line. A CSV begins with the names of its columns.")
     header = rows.read(0)
-    return header, RowFile(path, rows._starts[1:], rows._ends[1:])
+    return header, RowFile(path, rows.starts[1:], rows.ends[1:])
 
 
 def index_json(path: Path) -> RowFile:

@@ -4,7 +4,7 @@
     {image, conversations: [{from, value}]}      LLaVA and ShareGPT
     {messages: [{role, content}], images?}       OpenAI and transformers
 
-The shape is read off the keys. Whatever is wrong with a row raises `BadRow` with its own
+The shape is read off the keys. Whatever is wrong with a row raises `BadRowError` with its own
 cause; nothing is guessed, cut or replaced. Image paths are made absolute here and opened
 elsewhere. Text of the table shape is plain text: ``<image>`` in it means nothing.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from mmlm.config import Config
-from mmlm.data.schema import BadRow, Sample
+from mmlm.data.schema import BadRowError, Sample
 from mmlm.errors import DataError
 from mmlm.messages import ImagePart, Message, Part, Text, from_openai
 
@@ -76,10 +77,10 @@ class RowReader(Config):
         """Turn one parsed row into a sample.
 
         Raises:
-            BadRow: with the cause, if it cannot be one.
+            BadRowError: with the cause, if it cannot be one.
         """
         if not isinstance(row, dict):
-            raise BadRow("not_a_row", f"got {_short(row)}")
+            raise BadRowError("not_a_row", f"got {_short(row)}")
         if "messages" in row:
             messages = _from_messages(row)
         elif "conversations" in row:
@@ -88,7 +89,7 @@ class RowReader(Config):
             messages = self._from_table(row)
         else:
             keys = ", ".join(sorted(map(str, row))) or "none"
-            raise BadRow("unknown_shape", f"keys are {keys}; expected {_KNOWN}")
+            raise BadRowError("unknown_shape", f"keys are {keys}; expected {_KNOWN}")
         messages = _checked(messages)
         if self.system and messages[0].role != "system":
             messages.insert(0, Message("system", (Text(self.system),)))
@@ -96,7 +97,7 @@ class RowReader(Config):
         messages = [_with_paths(message, home) for message in messages]
         num_images = sum(len(message.images) for message in messages)
         if num_images > self.max_images:
-            raise BadRow("too_many_images", f"{num_images}, at most {self.max_images} may be")
+            raise BadRowError("too_many_images", f"{num_images}, at most {self.max_images} may be")
         identity = row.get(self.columns.id)
         name = str(identity) if isinstance(identity, str | int) and identity != "" else str(number)
         return Sample(name, source, tuple(messages), _meta(row))
@@ -104,17 +105,21 @@ class RowReader(Config):
     def _from_table(self, row: dict[str, Any]) -> list[Message]:
         answer = row[self.columns.answer]
         if answer is None or answer == "":
-            raise BadRow("no_answer", f"`{self.columns.answer}` is empty")
+            raise BadRowError("no_answer", f"`{self.columns.answer}` is empty")
         if isinstance(answer, bool | list | dict):
-            raise BadRow("wrong_type", f"`{self.columns.answer}` is {_short(answer)}, not text")
+            raise BadRowError(
+                "wrong_type", f"`{self.columns.answer}` is {_short(answer)}, not text"
+            )
         images = _image_list(row.get(self.columns.image), self.columns.image)
         question = row.get(self.columns.question)
         if question is None or question == "":
             question = self.question or ""
         if not isinstance(question, str | int | float) or isinstance(question, bool):
-            raise BadRow("wrong_type", f"`{self.columns.question}` is {_short(question)}, not text")
+            raise BadRowError(
+                "wrong_type", f"`{self.columns.question}` is {_short(question)}, not text"
+            )
         if not images and not str(question).strip():
-            raise BadRow("no_question", "neither a question nor an image")
+            raise BadRowError("no_question", "neither a question nor an image")
         content: list[Part] = [ImagePart(image) for image in images]
         if str(question):
             content.append(Text(str(question)))
@@ -124,19 +129,19 @@ class RowReader(Config):
 def _from_conversations(row: dict[str, Any], image_key: str) -> list[Message]:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise BadRow("wrong_type", f"`conversations` is {_short(turns)}, not a list of turns")
+        raise BadRowError("wrong_type", f"`conversations` is {_short(turns)}, not a list of turns")
     given = row.get(image_key, row.get("images"))
     messages: list[Message] = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise BadRow("wrong_type", f"a turn is {_short(turn)}, not an object")
+            raise BadRowError("wrong_type", f"a turn is {_short(turn)}, not an object")
         speaker = turn.get("from", turn.get("role"))
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise BadRow("wrong_role", f"a turn is from {_short(speaker)}")
+            raise BadRowError("wrong_role", f"a turn is from {_short(speaker)}")
         value = turn.get("value", turn.get("content"))
         if not isinstance(value, str):
-            raise BadRow("wrong_type", f"the value of a turn is {_short(value)}, not text")
+            raise BadRowError("wrong_type", f"the value of a turn is {_short(value)}, not text")
         messages.append(Message(role, (Text(value),)))  # type: ignore[arg-type]
     return _place_images(messages, _image_list(given, image_key))
 
@@ -144,15 +149,15 @@ def _from_conversations(row: dict[str, Any], image_key: str) -> list[Message]:
 def _from_messages(row: dict[str, Any]) -> list[Message]:
     turns = row["messages"]
     if not isinstance(turns, list) or not turns:
-        raise BadRow("wrong_type", f"`messages` is {_short(turns)}, not a list of turns")
+        raise BadRowError("wrong_type", f"`messages` is {_short(turns)}, not a list of turns")
     for turn in turns:
         role = turn.get("role") if isinstance(turn, dict) else turn
         if role not in ("system", "user", "assistant"):
-            raise BadRow("wrong_role", f"a turn is from {_short(role)}")
+            raise BadRowError("wrong_role", f"a turn is from {_short(role)}")
     try:
         messages = from_openai(turns)
     except DataError as error:
-        raise BadRow("wrong_type", str(error)) from None
+        raise BadRowError("wrong_type", str(error)) from None
     images = _image_list(row.get("images", row.get("image")), "images")
     parts = [part for message in messages for part in message.content]
     places = [part for part in parts if isinstance(part, ImagePart)]
@@ -160,7 +165,9 @@ def _from_messages(row: dict[str, Any]) -> list[Message]:
         return _place_images(messages, images)
     empty = sum(place.image is None for place in places)
     if empty != len(images):
-        raise BadRow("placeholders", f"{empty} places without an image and {len(images)} images")
+        raise BadRowError(
+            "placeholders", f"{empty} places without an image and {len(images)} images"
+        )
     waiting = iter(images)
     return [
         Message(
@@ -178,7 +185,7 @@ def _from_messages(row: dict[str, Any]) -> list[Message]:
 
 
 def _place_images(messages: list[Message], images: list[Any]) -> list[Message]:
-    """Put images where the text says ``<image>``, or before the first user turn if it never does."""
+    """Put images where the text says ``<image>``, else before the first user turn."""
     if not images:
         return messages
     places = sum(message.text.count("<image>") for message in messages)
@@ -190,7 +197,9 @@ def _place_images(messages: list[Message], images: list[Any]) -> list[Message]:
         messages[first] = Message(chosen.role, (*head, *chosen.content), chosen.learn)
         return messages
     if places != len(images):
-        raise BadRow("placeholders", f"{places} times <image> in the text and {len(images)} images")
+        raise BadRowError(
+            "placeholders", f"{places} times <image> in the text and {len(images)} images"
+        )
     return [
         Message(message.role, _split_places(message.text, waiting), message.learn)
         for message in messages
@@ -215,20 +224,20 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
     """Refuse conversations that no chat template can be asked to render."""
     turns = [message for message in messages if message.role != "system"]
     if any(message.role == "system" for message in messages[1:]):
-        raise BadRow("wrong_order", "a system turn stands after the first")
+        raise BadRowError("wrong_order", "a system turn stands after the first")
     if not turns or turns[0].role != "user":
-        raise BadRow("wrong_order", "the first turn is not the user's")
-    for one, other in zip(turns, turns[1:], strict=False):
+        raise BadRowError("wrong_order", "the first turn is not the user's")
+    for one, other in pairwise(turns):
         if one.role == other.role:
-            raise BadRow("wrong_order", f"two {one.role} turns follow one another")
+            raise BadRowError("wrong_order", f"two {one.role} turns follow one another")
     if not any(message.learns for message in turns):
-        raise BadRow("no_answer", "no turn is the assistant's")
+        raise BadRowError("no_answer", "no turn is the assistant's")
     if any(message.role == "assistant" and not message.content for message in turns):
-        raise BadRow("no_answer", "an assistant turn is empty")
+        raise BadRowError("no_answer", "an assistant turn is empty")
     if any(m.role == "assistant" and not m.images and not m.text.strip() for m in turns):
-        raise BadRow("no_answer", "an assistant turn is empty")
+        raise BadRowError("no_answer", "an assistant turn is empty")
     if not turns[0].images and not turns[0].text.strip():
-        raise BadRow("no_question", "the first user turn is empty")
+        raise BadRowError("no_question", "the first user turn is empty")
     return list(messages)
 
 
@@ -239,7 +248,7 @@ def _image_list(value: Any, key: str) -> list[Any]:
     values = value if isinstance(value, list) else [value]
     for one in values:
         if not isinstance(one, str) or not one:
-            raise BadRow("wrong_type", f"`{key}` is {_short(one)}, not a path")
+            raise BadRowError("wrong_type", f"`{key}` is {_short(one)}, not a path")
     return list(values)
 
 
@@ -251,11 +260,11 @@ def _with_paths(message: Message, folder: Path) -> Message:
     for part in message.content:
         if isinstance(part, ImagePart):
             if not isinstance(part.image, str):
-                raise BadRow("wrong_type", f"an image is {_short(part.image)}, not a path")
+                raise BadRowError("wrong_type", f"an image is {_short(part.image)}, not a path")
             if _URL.match(part.image) or part.image.startswith("data:"):
-                raise BadRow("url", _short(part.image))
+                raise BadRowError("url", _short(part.image))
             if "\0" in part.image:
-                raise BadRow("no_image_file", _short(part.image))
+                raise BadRowError("no_image_file", _short(part.image))
             parts.append(ImagePart(str(folder / part.image)))
         else:
             parts.append(part)

@@ -51,7 +51,7 @@ def choose_attention(
     Raises:
         ConfigError: if packing was asked for and this model cannot be packed.
     """
-    before = model.model.language.config._attn_implementation
+    before = str(getattr(model.model.language.config, "_attn_implementation", "sdpa"))
     backend, reason = _backend(run, device)
     if run.packing == "padded":
         name = "sdpa" if backend == SEGMENTS else backend

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmlm.assistant import Assistant
-from mmlm.data import BadRow, Mixture
+from mmlm.data import BadRowError, Mixture
 from mmlm.errors import ImageError
 from mmlm.generation import Request
 from mmlm.images import read_size
@@ -62,7 +62,7 @@ def _question(mixture: Mixture, position: int) -> Question | None:
             return None
         for image in images_of(turns[:end]):
             read_size(image)
-    except (BadRow, ImageError, OSError, StopIteration):
+    except (BadRowError, ImageError, OSError, StopIteration):
         return None
     return Question(f"{sample.source}/{sample.id}", tuple(turns[:end]), turns[end].text.strip())
 

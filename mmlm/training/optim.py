@@ -121,7 +121,8 @@ class MasterAdamW:
         )
         if most is not None:
             factor = (most / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, factor)
+            for gradient in gradients:
+                gradient.mul_(factor)
         return norm
 
     def step(self, factor: float) -> None:

@@ -116,7 +116,7 @@ class StageConfig(Config):
         """Each pattern with its peak rate."""
         if isinstance(self.learn, dict):
             return dict(self.learn)
-        return {pattern: self.peak_lr for pattern in self.learn}
+        return dict.fromkeys(self.learn, self.peak_lr)
 
 
 class AskConfig(Config):
@@ -163,8 +163,8 @@ class RunConfig(Config):
     row_tokens: int | None = Field(default=None, ge=16)
     """Longest row, and so the longest sample; by default 4096, and never above a step."""
 
-    open_rows: int = Field(default=32, ge=1)
-    """Rows that are filled at once; more waste less space."""
+    pool_samples: int = Field(default=128, ge=1)
+    """Samples that wait for the row that they fill best; more waste less space."""
 
     row_tiles: int = Field(default=256, ge=1)
     """Most image tiles of a row; bounds the encoder's memory."""
@@ -197,7 +197,7 @@ class RunConfig(Config):
     """What to do when the loss or the gradient is not a number: stop with the batch saved, or
     skip the step and count it."""
 
-    log_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    log_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Where numbers go beside log.jsonl."""
 
     ask: AskConfig | None = None
@@ -216,7 +216,7 @@ class Recipe(Config):
     run: RunConfig = RunConfig()
     """How the stages are run."""
 
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     """Names for data that only this recipe has; a stage's `data:` may use them."""
 
     @model_validator(mode="after")

@@ -99,7 +99,7 @@ def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
             f"raise step_tokens."
         )
     row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
-    packing = PackingConfig(row_tokens=row_tokens, open_rows=run.open_rows, max_tiles=run.row_tiles)
+    packing = PackingConfig(row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles)
     return packing, max(1, round(stage.step_tokens / row_tokens))
 
 
@@ -279,7 +279,7 @@ class StageRun:
             self._ask(progress)
 
     def _learn(self, step: Step) -> tuple[float | None, Tensor]:
-        """Add up the gradients of all rows; return the loss of the step and the gradient's length."""
+        """Add up the gradients of all rows; return the step's loss and gradient length."""
         weighed = [self.objective.weigh(row.samples) for row in step.rows]
         engine = self.run.engine
         num_items = engine.add_up([sum(count for _, count in weighed)])[0]
@@ -312,8 +312,8 @@ class StageRun:
         save_batch(place, step, self._batcher, rank=self.run.engine.rank, loss=loss)
         if self.run.recipe.run.on_nonfinite == "stop":
             raise TrainingError(
-                f"The loss of step {self.step} of stage {self.stage.name} is {loss} and its gradient "
-                f"has length {float(norm)}. The samples are saved in {place}. Lower "
+                f"The loss of step {self.step} of stage {self.stage.name} is {loss} and its "
+                f"gradient has length {float(norm)}. The samples are saved in {place}. Lower "
                 f"stages.{self.stage.name}.peak_lr, or set run.on_nonfinite: skip."
             )
         return False

@@ -17,7 +17,7 @@ import copy
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -161,7 +161,8 @@ class Trainer:
         else:
             assistant = compose(**model_words)
         precision = choose_precision(recipe.run, engine.device)
-        assistant.model.to(device=engine.device, dtype=precision.dtype)
+        model: Any = assistant.model
+        model.cast(precision.dtype).to(engine.device)
         attention = choose_attention(assistant.model, recipe.run, engine.device)
         if recipe.run.gradient_checkpointing:
             assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -233,7 +234,7 @@ class Trainer:
 
     def _go_back_to(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Take over what has learnt so far, and cut the logs to the same moment."""
-        state = {"log_bytes": 0, "growth_bytes": 0, "quarantine": {"bytes": 0}}
+        state: dict[str, Any] = {"log_bytes": 0, "growth_bytes": 0, "quarantine": {"bytes": 0}}
         if checkpoint is not None:
             state = checkpoint.state
             _put_weights(run.assistant, checkpoint.weights)
@@ -398,7 +399,7 @@ def forget_run(out: Path) -> None:
 
 
 @contextmanager
-def _stopped_gently(run: Run, say: Callable[[str], None]) -> Iterator[None]:
+def _stopped_gently(run: Run, say: Callable[[str], None]) -> Generator[None]:
     """Let Ctrl-C and SIGTERM end the step, save, and stop; a second Ctrl-C stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

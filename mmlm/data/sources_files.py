@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from mmlm.data.base import Source, SourceConfig, sources
-from mmlm.data.schema import BadRow, Sample
+from mmlm.data.schema import BadRowError, Sample
 from mmlm.data.sources_index import RowFile, index_csv, index_json, index_lines, parse_json
 from mmlm.data.sources_rows import Columns, RowReader
 from mmlm.errors import DataError
@@ -141,9 +141,11 @@ class CsvConfig(FileConfig):
             try:
                 cells = next(csv.reader(io.StringIO(raw.decode("utf-8")), delimiter=delimiter))
             except (UnicodeDecodeError, csv.Error, StopIteration) as error:
-                raise BadRow("not_a_row", str(error)) from None
+                raise BadRowError("not_a_row", str(error)) from None
             if len(cells) != len(names):
-                raise BadRow("not_a_row", f"{len(cells)} cells under {len(names)} column names")
+                raise BadRowError(
+                    "not_a_row", f"{len(cells)} cells under {len(names)} column names"
+                )
             return dict(zip(names, cells, strict=True))
 
         return FileSource(self.title(), rows, parse, self.reader())
@@ -153,7 +155,7 @@ def _parse_json(raw: bytes) -> Any:
     try:
         return parse_json(raw)
     except (ValueError, RecursionError) as error:
-        raise BadRow("not_json", str(error)) from None
+        raise BadRowError("not_json", str(error)) from None
 
 
 SUFFIXES: dict[str, str] = {
