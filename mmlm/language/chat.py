@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmlm.errors import AlignmentError, ConfigError, TemplateError
-from mmlm.language.skeleton import Skeleton, SkeletonMaker, Slot, Turn
+from mmlm.language.script import Atom, joined, parted, text_at, without_blank_parts
+from mmlm.language.skeleton import Skeleton, SkeletonMaker, Turn
 from mmlm.language.template import (
     IMAGE_TOKEN,
     Renderer,
@@ -26,7 +27,7 @@ from mmlm.language.template import (
     wrap_template,
 )
 from mmlm.language.tokens import PlainTwin, control_pattern
-from mmlm.messages import ImagePart, Message, Role, Text, assistant, user
+from mmlm.messages import Message, Text, assistant, user
 
 NOT_LEARNT = -100
 """The label of a position that the loss does not cover."""
@@ -49,14 +50,6 @@ class Encoded:
     labels: list[int] | None = None
     image_spans: list[tuple[int, int]] = field(default_factory=list)
     text: str = ""
-
-
-class _Atom(NamedTuple):
-    """A stretch of rendered text: who wrote it (None: the template) and whether it is learnt."""
-
-    text: str
-    author: Role | None
-    learnt: bool
 
 
 class ChatFormat:
@@ -99,9 +92,7 @@ class ChatFormat:
         self._twin: PlainTwin | None = None
         self._stop_ids: tuple[int, ...] | None = None
 
-    def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
-    ) -> str:
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render a conversation as text, with one placeholder for each image.
 
         Raises:
@@ -147,7 +138,7 @@ class ChatFormat:
         if with_labels or collides:
             atoms = self._atoms(messages, text, add_generation_prompt, with_labels)
         else:
-            atoms = [_Atom(text, None, False)]
+            atoms = [Atom(text, None, False)]
         ids, offsets = self._tokenise_plain(atoms) if collides else self._tokenise(text)
         labels = self._labels(ids, offsets, text, atoms, collides) if with_labels else None
         if not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)):
@@ -189,24 +180,25 @@ class ChatFormat:
 
     def _atoms(
         self, messages: Sequence[Message], text: str, add_generation_prompt: bool, learn: bool
-    ) -> list[_Atom]:
+    ) -> list[Atom]:
         """Part the rendered text into stretches, proven by joining them again."""
         for fresh in (False, True):
             skeleton = self._skeleton(messages, add_generation_prompt, fresh=fresh)
-            bodies = [(slot.fill(_text_at(messages, slot)), 0) for slot in skeleton.slots]
-            if _joined(skeleton, bodies) == text:
-                return _parted(skeleton, messages, bodies, learn)
-        solid = _without_blank_parts(messages)
-        if solid != messages and self._renderer(
-            solid, add_generation_prompt=add_generation_prompt
-        ) == text:
+            bodies = [(slot.fill(text_at(messages, slot)), 0) for slot in skeleton.slots]
+            if joined(skeleton, bodies) == text:
+                return parted(skeleton, messages, bodies, learn)
+        solid = without_blank_parts(messages)
+        if (
+            solid != messages
+            and self._renderer(solid, add_generation_prompt=add_generation_prompt) == text
+        ):
             return self._atoms(solid, text, add_generation_prompt, learn)
         bodies = [
             self._body(messages, skeleton, index, add_generation_prompt, learn)
             for index in range(len(skeleton.slots))
         ]
-        if _joined(skeleton, bodies) == text:
-            return _parted(skeleton, messages, bodies, learn)
+        if joined(skeleton, bodies) == text:
+            return parted(skeleton, messages, bodies, learn)
         raise TemplateError(
             "The chat template writes this conversation differently from others of the same shape, "
             "so what people wrote cannot be told from what the template wrote. "
@@ -223,7 +215,7 @@ class ChatFormat:
     ) -> tuple[str, int]:
         """Find what the template made of one text, and how much it took from what is before it."""
         slot = skeleton.slots[index]
-        text = _text_at(messages, slot)
+        text = text_at(messages, slot)
         words = self._maker.words(messages)
         known = [self._maker.word(*other[:2]) for other in skeleton.slots]
         parts = list(words[slot.message].content)
@@ -272,12 +264,14 @@ class ChatFormat:
     def _proven_on_tokens(self, skeleton: Skeleton) -> Skeleton:
         """Doubt the turns whose prompt is tokenised differently once an answer follows it."""
         words = [(self._maker.word(*slot[:2]), 0) for slot in skeleton.slots]
-        whole = self._tokenise(_joined(skeleton, words))[0]
+        whole = self._tokenise(joined(skeleton, words))[0]
         turns: list[Turn] = []
         for turn in skeleton.turns:
             if turn.start is not None:
                 literal, offset = turn.start
-                head = "".join(a + b[0] for a, b in zip(skeleton.literals[:literal], words, strict=False))
+                head = "".join(
+                    a + b[0] for a, b in zip(skeleton.literals[:literal], words, strict=False)
+                )
                 prompt = head + skeleton.literals[literal][:offset]
                 ids = self._tokenise(prompt)[0]
                 if whole[: len(ids)] != ids:
@@ -302,19 +296,15 @@ class ChatFormat:
         )
         return list(encoding["input_ids"]), list(encoding["offset_mapping"])
 
-    def _tokenise_plain(
-        self, atoms: Sequence[_Atom]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenise_plain(self, atoms: Sequence[Atom]) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenise so that control tokens in what people wrote stay plain text."""
         twin = self._plain_twin()
         text = self._renamed(atoms)
         controls = "".join(text).count
-        ids, offsets = twin.encode(
-            "".join(text), sum(map(controls, twin.names.values()))
-        )
+        ids, offsets = twin.encode("".join(text), sum(map(controls, twin.names.values())))
         return ids, offsets
 
-    def _renamed(self, atoms: Sequence[_Atom]) -> list[str]:
+    def _renamed(self, atoms: Sequence[Atom]) -> list[str]:
         """Give the control tokens that the template wrote their unguessable names."""
         names = self._plain_twin().names
         patterns = {None: self._controls_of_template, "assistant": self._speakable}
@@ -335,7 +325,7 @@ class ChatFormat:
         ids: Sequence[int],
         offsets: Sequence[tuple[int, int]],
         text: str,
-        atoms: Sequence[_Atom],
+        atoms: Sequence[Atom],
         collides: bool,
     ) -> list[int]:
         """Label the tokens whose characters are learnt.
@@ -402,7 +392,7 @@ class ChatFormat:
         special |= {self.image_token} & added.keys()
         written = {content for content in added if content in source} - special
         self._control_tokens = (special | written) - allow
-        self._controls = control_pattern((self._control_tokens | {self.image_token}))
+        self._controls = control_pattern(self._control_tokens | {self.image_token})
         self._controls_of_template = control_pattern(self._control_tokens)
         stops = control_pattern((special | written) - {self.image_token})
         self._maker = SkeletonMaker(self._renderer, stops)
@@ -437,80 +427,3 @@ def _full(messages: Sequence[Message]) -> list[Message]:
         message if message.content else Message(message.role, (Text(""),), message.learn)
         for message in messages
     ]
-
-
-def _without_blank_parts(messages: Sequence[Message]) -> list[Message]:
-    """Leave out texts of nothing but white space that stand beside other parts."""
-    return [
-        Message(
-            message.role,
-            tuple(p for p in message.content if isinstance(p, ImagePart) or p.text.strip())
-            or message.content[:1],
-            message.learn,
-        )
-        for message in messages
-    ]
-
-
-def _text_at(messages: Sequence[Message], slot: Slot) -> str:
-    part = messages[slot.message].content[slot.part]
-    assert isinstance(part, Text)
-    return part.text
-
-
-def _joined(skeleton: Skeleton, bodies: Sequence[tuple[str, int]]) -> str:
-    """Join literals and bodies; each body comes with what it takes from the literal before."""
-    pieces = []
-    for literal, (body, cut) in zip(skeleton.literals, bodies, strict=False):
-        pieces += [literal[: len(literal) - cut], body]
-    return "".join([*pieces, skeleton.literals[-1]])
-
-
-def _parted(
-    skeleton: Skeleton,
-    messages: Sequence[Message],
-    bodies: Sequence[tuple[str, int]],
-    learn: bool,
-) -> list[_Atom]:
-    """Part a filled skeleton into stretches of one author, learnt or not.
-
-    Raises:
-        TemplateError: if a turn is to be learnt and cannot be.
-    """
-    heads: dict[int, int] = {}  # of each literal, how many characters at its head are learnt
-    tails: dict[int, int] = {}  # and from which character on its tail is
-    slots: set[int] = set()
-    for number, message in enumerate(messages):
-        if not (learn and message.learns):
-            continue
-        turn = skeleton.turns[number]
-        if turn.doubt is not None:
-            raise TemplateError(
-                f"Turn {number} ({message.role}) cannot be learnt with this chat template: "
-                f"{turn.doubt}. Mark the turn `learn: false`, make one sample for each answer, or "
-                f"give another template."
-            )
-        own = [index for index, slot in enumerate(skeleton.slots) if slot.message == number]
-        slots.update(own)
-        if turn.start is not None:
-            tails[turn.start.literal] = turn.start.offset
-            heads |= {index: len(skeleton.literals[index]) for index in own[1:]}
-        if turn.stop is not None:
-            heads[turn.stop.literal] = turn.stop.offset
-    atoms: list[_Atom] = []
-    for index, literal in enumerate(skeleton.literals):
-        body, cut = bodies[index] if index < len(bodies) else ("", 0)
-        literal = literal[: len(literal) - cut]
-        head = heads.get(index, 0)
-        tail = max(head, tails.get(index, len(literal)))
-        for piece, learnt in (
-            (literal[:head], True),
-            (literal[head:tail], False),
-            (literal[tail:], True),
-        ):
-            if piece:
-                atoms.append(_Atom(piece, None, learnt))
-        if index < len(bodies):
-            author = messages[skeleton.slots[index].message].role
-            atoms.append(_Atom(body, author, index in slots))
-    return atoms

@@ -99,7 +99,8 @@ def head_rule_of(model: Any) -> HeadRule:
     """
     import torch
 
-    head, config = head_of(model), model.config.get_text_config()
+    head: Any = head_of(model)
+    config = model.config.get_text_config()
     embedding = model.get_input_embeddings()
     device = embedding.weight.device
     generator = torch.Generator().manual_seed(0)

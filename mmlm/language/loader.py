@@ -15,6 +15,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from mmlm.errors import ConfigError
 from mmlm.language.base import LanguageConfig, languages
 from mmlm.language.template import wrap_template
@@ -24,7 +26,15 @@ from mmlm.storage.parts import hash_of, locate
 
 _CONVERSION = 2
 """Part of the cache key: raised when a conversion gives another folder than before."""
-_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_DIGIT_BY_DIGIT = (
+    "smollm",
+    "starcoder",
+    "refact",
+    "command-r",
+    "codeshell",
+    "exaone",
+    "minerva-7b",
+)
 """GGUF pre-tokenizers that part digits before anything else; transformers leaves that out."""
 
 
@@ -38,7 +48,7 @@ class CausalLMConfig(LanguageConfig):
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
 
-    template: dict[str, bool | int | float | str] = {}
+    template: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Values of the chat template's own variables, such as `{enable_thinking: false}`."""
 
     def load(self, *, dtype: Any = None) -> tuple[Any, Any]:
@@ -148,7 +158,7 @@ def _dequantised() -> dict[str, Any]:
 
 
 def _plain(model: Any) -> Any:
-    """Return the same model without the memory of having been quantised, so that it can be saved."""
+    """Return the same model without the memory of having been quantised: one that can be saved."""
     import torch
     from transformers import AutoModelForCausalLM
 

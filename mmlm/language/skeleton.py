@@ -171,7 +171,8 @@ class SkeletonMaker:
         around, others = self._split(padded)
         if [slot[:2] for slot in others] != [slot[:2] for slot in slots]:
             return list(slots)
-        lefts, rights = [""] * len(slots), [""] * len(slots)
+        lefts: list[str | None] = [""] * len(slots)
+        rights: list[str | None] = [""] * len(slots)
         for index, literal in enumerate(literals):
             for right, kept in _RIGHT_TRIMS if index > 0 else (("", ""),):
                 for left, held in _LEFT_TRIMS if index < len(slots) else (("", ""),):
@@ -223,9 +224,7 @@ class _Survey:
             return Turn(None, None, None, str(error))
         return Turn(start, stop, end_of_turn, None)
 
-    def _start(
-        self, number: int, slot: int, spans: Sequence[tuple[int, int]] | None
-    ) -> Place:
+    def _start(self, number: int, slot: int, spans: Sequence[tuple[int, int]] | None) -> Place:
         """Find where an assistant turn begins: at its marker, or after the generation prompt."""
         before = self._bounds[slot][0]
         if spans is not None:
@@ -296,7 +295,8 @@ class _Survey:
         """Refuse a turn that reads otherwise once others follow it."""
         if self._text.startswith(alone):
             return
-        same = next(i for i, pair in enumerate(zip(alone, self._text, strict=False)) if len({*pair}) > 1)
+        pairs = enumerate(zip(alone, self._text, strict=False))
+        same = next((index for index, (one, other) in pairs if one != other), 0)
         raise TemplateError(
             f"the template writes it differently when other turns follow: "
             f"{alone[max(0, same - 20) : same + 30]!r} becomes "

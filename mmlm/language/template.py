@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mmlm.errors import TemplateError
@@ -76,7 +77,8 @@ def wrap_template(
     if template.startswith(_MARK):
         return template
     fixed = "".join(
-        f"{{%- if {name} is not defined %}}{{% set {name} = {_jinja_literal(value)} %}}{{% endif -%}}\n"
+        f"{{%- if {name} is not defined %}}{{% set {name} = {_jinja_literal(value)} %}}"
+        "{% endif -%}\n"
         for name, value in (variables or {}).items()
     )
     prelude = _PRELUDE.replace("IMAGE", _jinja_literal(image_token)).replace("VARIABLES", fixed)
@@ -105,9 +107,7 @@ class Renderer:
         self.template = template
         self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
 
-    def __call__(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False
-    ) -> str:
+    def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render a conversation.
 
         Raises:
@@ -131,6 +131,7 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
+            spans: list[Any]
             texts, spans = render_jinja_template(
                 conversations=[_blind(messages)],
                 chat_template=self.template,
@@ -140,7 +141,8 @@ class Renderer:
             )
         except (JinjaError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise TemplateError(_refusal(messages, error)) from None
-        return texts[0], [tuple(span) for span in spans[0]] if markers else []
+        marked: list[tuple[int, int]] = [(a, b) for a, b in spans[0]] if markers else []
+        return texts[0], marked
 
 
 def _blind(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ def _refusal(messages: Sequence[Message], error: Exception) -> str:
     mend = "Check the conversation, or give another template."
     if not turns or turns[0] != "user":
         mend = "Begin the conversation with a user turn."
-    elif any(one == other for one, other in zip(turns, turns[1:], strict=False)):
+    elif any(one == other for one, other in pairwise(turns)):
         mend = "Join neighbouring turns of one speaker, so that user and assistant alternate."
     elif "system" in roles:
         mend = "Put the words of the system turn at the head of the first user turn."

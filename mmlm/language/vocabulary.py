@@ -13,6 +13,7 @@ from typing import Any
 from mmlm.language.template import IMAGE_TOKEN
 
 _MULTIPLE = 64
+_ROWS_AT_ONCE = 8192
 _PAD_NAMES = (
     "<|pad|>",
     "<pad>",
@@ -35,12 +36,14 @@ def add_image_token(tokenizer: Any, model: Any, *, image_token: str = IMAGE_TOKE
     Returns:
         The id of the image token.
     """
-    used = sorted({int(number) for number in tokenizer.get_vocab().values()})
+    known = {int(number) for number in tokenizer.get_vocab().values()}
     tokenizer.add_tokens([image_token], special_tokens=True)
     pad_token = _settle_pad(tokenizer)
-    fresh = sorted({int(n) for n in tokenizer.get_vocab().values()} - set(used))
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    known = {number for number in known if number < rows}
+    fresh = sorted({int(number) for number in tokenizer.get_vocab().values()} - known)
     if fresh:
-        _give_rows(model, used, fresh)
+        _give_rows(model, sorted(known), fresh)
     pad_id = int(tokenizer.convert_tokens_to_ids(pad_token))
     model.config.get_text_config().pad_token_id = pad_id
     if getattr(model, "generation_config", None) is not None:
@@ -65,34 +68,38 @@ def _settle_pad(tokenizer: Any) -> str:
     return str(tokenizer.pad_token)
 
 
-def _give_rows(model: Any, used: list[int], fresh: list[int]) -> None:
-    """Give rows to new token ids: free ones where there are, else new ones."""
+def _give_rows(model: Any, known: list[int], fresh: list[int]) -> None:
+    """Give rows to new token ids: free ones where there are, else new ones.
+
+    All new rows begin as the mean of the known ones: of the input embedding, and of the head and
+    its bias, so that a model never prefers a token that it has not learnt.
+    """
     import torch
 
-    rows = model.get_input_embeddings().weight.shape[0]
-    needed = fresh[-1] + 1
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    rows = int(layers[0].weight.shape[0])
     with torch.no_grad():
-        head = model.get_output_embeddings()
-        inputs = model.get_input_embeddings()
-        known = torch.tensor([number for number in used if number < rows])
-        means = [
-            None if layer is None else _mean(layer.weight, known)
-            for layer in (inputs, head)
-        ]
-        of_bias = None if getattr(head, "bias", None) is None else head.bias[known].mean()
+        means = [None if layer is None else _mean(layer.weight, known) for layer in layers]
+        bias = getattr(layers[1], "bias", None)
+        bias_mean = None if bias is None else _mean(bias, known)
+        needed = fresh[-1] + 1
         if needed > rows:
             wanted = -(-needed // _MULTIPLE) * _MULTIPLE if rows % _MULTIPLE == 0 else needed
             model.resize_token_embeddings(wanted, mean_resizing=False)
             fresh = sorted({*fresh, *range(rows, wanted)})
-        for layer, mean in zip(
-            (model.get_input_embeddings(), model.get_output_embeddings()), means, strict=True
-        ):
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        for layer, mean in zip(layers, means, strict=True):
             if layer is not None and mean is not None:
                 layer.weight[fresh] = mean
-        if of_bias is not None:
-            model.get_output_embeddings().bias[fresh] = of_bias
+        if bias_mean is not None:
+            layers[1].bias[fresh] = bias_mean
 
 
-def _mean(weight: Any, known: Any) -> Any:
-    """Return the mean row of the rows in use, summed in float32."""
-    return weight[known.to(weight.device)].float().mean(0).to(weight.dtype)
+def _mean(weight: Any, known: list[int]) -> Any:
+    """Return the mean of some rows, summed in float32 without a copy of all of them."""
+    import torch
+
+    total = torch.zeros(weight.shape[1:], dtype=torch.float32, device=weight.device)
+    for start in range(0, len(known), _ROWS_AT_ONCE):
+        total += weight[known[start : start + _ROWS_AT_ONCE]].float().sum(0)
+    return (total / len(known)).to(weight.dtype)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _OLD = ".replaced-"
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Generator[Path]:
     """Give an empty folder beside `path`; when the block ends well it takes the place of `path`.
 
     Files are flushed to disk before the rename. If the block raises, what was written is removed

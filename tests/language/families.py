@@ -4,6 +4,8 @@ Templates are written down from the form in which their makers publish them, wit
 branches for tools. In `asked` and `told` the learnt characters stand between ⟦ and ⟧.
 """
 
+# ruff: noqa: E501  (templates are quoted as they are)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -74,7 +76,9 @@ class Family:
             clean_up_tokenization_spaces=False,
         )
         tokenizer.add_tokens(list(self.tokens), special_tokens=True)
-        tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in self.words])
+        tokenizer.add_tokens(
+            [AddedToken(word, special=False, normalized=False) for word in self.words]
+        )
         tokenizer.add_tokens(["<image>"], special_tokens=True)
         if self.adds_bos:
             from tokenizers.processors import TemplateProcessing
@@ -471,7 +475,12 @@ FAMILIES = [
             "{% if add_generation_prompt %}{{'<｜Assistant｜>'}}{% endif %}"
         ),
         kind="bytes",
-        tokens=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        tokens=(
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+        ),
         words=("<think>", "</think>"),
         bos="<｜begin▁of▁sentence｜>",
         eos="<｜end▁of▁sentence｜>",

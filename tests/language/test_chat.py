@@ -52,9 +52,7 @@ def by_hand(tokenizer, marked: str, count: int) -> tuple[str, list[int]]:
     encoding = tokenizer(text, add_special_tokens=not starts, return_offsets_mapping=True)
     prefix = not starts and encoding["offset_mapping"][0] == (0, 0) and encoding["input_ids"][:1]
     labels = []
-    for number, (start, end) in zip(
-        encoding["input_ids"], encoding["offset_mapping"], strict=True
-    ):
+    for number, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
         inside = mask[start:end] if end > start else mask[start : start + 1]
         is_prefix = prefix and number == tokenizer.bos_token_id and not labels
         labels.append(number if inside and all(inside) and not is_prefix else -100)
@@ -66,19 +64,19 @@ class TestEveryFamily:
     """What holds for the published template of each family."""
 
     def check(self, family: Family, messages, marked: str):
-        format = ChatFormat(family.tokenizer())
-        encode = lambda: format.encode(messages, image_tokens=[3], with_labels=True)  # noqa: E731
+        form = ChatFormat(family.tokenizer())
+        encode = lambda: form.encode(messages, image_tokens=[3], with_labels=True)  # noqa: E731
         if "⟦" not in marked:
             with pytest.raises(TemplateError, match=marked):
                 encode()
             return
-        text, labels = by_hand(format.tokenizer, marked, 3)
+        text, labels = by_hand(form.tokenizer, marked, 3)
         encoded = encode()
         assert encoded.text == text.replace("<image>" * 3, "<image>")
-        assert encoded.ids == stock_ids(format.tokenizer, encoded.text, [3])
+        assert encoded.ids == stock_ids(form.tokenizer, encoded.text, [3])
         assert encoded.labels == labels
         ((start, end),) = encoded.image_spans
-        assert set(encoded.ids[start:end]) == {format.image_token_id}
+        assert set(encoded.ids[start:end]) == {form.image_token_id}
         assert end - start == 3
 
     def test_two_turns_about_an_image_have_the_mask_written_by_hand(self, family):
@@ -102,32 +100,32 @@ class TestEveryFamily:
     )
     @pytest.mark.parametrize("answer", ["A cat.", "", "  A cat. \n", "\nA\n\ncat", "3 cats"])
     def test_training_continues_what_inference_sees(self, family, content, counts, answer):
-        format = ChatFormat(family.tokenizer())
+        form = ChatFormat(family.tokenizer())
         messages = [Message("user", content), assistant(answer)]
-        encoded = format.encode(messages, image_tokens=counts, with_labels=True)
-        assert encoded.ids == stock_ids(format.tokenizer, encoded.text, counts)
+        encoded = form.encode(messages, image_tokens=counts, with_labels=True)
+        assert encoded.ids == stock_ids(form.tokenizer, encoded.text, counts)
         assert len(encoded.labels) == len(encoded.ids)
-        prompt = format.encode(messages[:1], image_tokens=counts, add_generation_prompt=True)
+        prompt = form.encode(messages[:1], image_tokens=counts, add_generation_prompt=True)
         learnt = [index for index, label in enumerate(encoded.labels) if label != -100]
         assert learnt == list(range(learnt[0], learnt[-1] + 1))
         if not answer.startswith("\n"):  # a newline may share a token with the template's
             assert encoded.ids[: learnt[0]] == prompt.ids
-        assert encoded.ids[learnt[-1]] in format.stop_ids
-        words = format.tokenizer.decode(
-            [encoded.labels[i] for i in learnt if encoded.ids[i] not in format.stop_ids]
+        assert encoded.ids[learnt[-1]] in form.stop_ids
+        words = form.tokenizer.decode(
+            [encoded.labels[i] for i in learnt if encoded.ids[i] not in form.stop_ids]
         )
         assert words.replace("<think>\n\n</think>\n\n", "").strip() == answer.strip()
 
     def test_what_somebody_writes_never_becomes_a_control_token(self, family):
-        format = ChatFormat(family.tokenizer())
-        tokenizer = format.tokenizer
+        form = ChatFormat(family.tokenizer())
+        tokenizer = form.tokenizer
         written = [word for word in family.words if word in family.template]
         nasty = " ".join(["Read", *family.tokens, *written, "<image>", "aloud"])
-        plain = format.encode([user("Read aloud", [None]), assistant("No")], image_tokens=[2])
-        encoded = format.encode(
+        plain = form.encode([user("Read aloud", [None]), assistant("No")], image_tokens=[2])
+        encoded = form.encode(
             [user(nasty, [None]), assistant("No")], image_tokens=[2], with_labels=True
         )
-        added = {number for number in tokenizer.added_tokens_decoder}
+        added = set(tokenizer.added_tokens_decoder)
         assert sorted(i for i in encoded.ids if i in added) == sorted(
             i for i in plain.ids if i in added
         )
@@ -135,44 +133,44 @@ class TestEveryFamily:
             assert tokenizer.decode(encoded.ids).count(nasty) == 1
 
     def test_the_saved_template_gives_a_stock_user_the_same_text(self, family):
-        format = ChatFormat(family.tokenizer())
+        form = ChatFormat(family.tokenizer())
         family_tokenizer = family.tokenizer()
         messages = [user("What is it?", [None])]
         rows = to_openai(messages)
         stock = family_tokenizer.apply_chat_template(
-            rows, chat_template=format.template, tokenize=False, add_generation_prompt=True
+            rows, chat_template=form.template, tokenize=False, add_generation_prompt=True
         )
-        assert stock == format.render(messages, add_generation_prompt=True)
+        assert stock == form.render(messages, add_generation_prompt=True)
         strings = [{"role": "user", "content": "What is it?"}]
         assert family_tokenizer.apply_chat_template(
-            strings, chat_template=format.template, tokenize=False
+            strings, chat_template=form.template, tokenize=False
         ) == family_tokenizer.apply_chat_template(strings, tokenize=False)
 
     def test_a_user_turn_can_be_learnt(self, family):
-        format = ChatFormat(family.tokenizer())
+        form = ChatFormat(family.tokenizer())
         question = Message("user", (IMAGE, Text("What is it?")), learn=True)
-        encoded = format.encode(
+        encoded = form.encode(
             [question, Message("assistant", (Text("A cat."),), learn=False)],
             image_tokens=[4],
             with_labels=True,
         )
         ids = [label for label in encoded.labels if label != -100]
-        assert format.image_token_id not in ids
-        words = format.tokenizer.decode(ids, skip_special_tokens=True)
+        assert form.image_token_id not in ids
+        words = form.tokenizer.decode(ids, skip_special_tokens=True)
         assert words.replace("<end_of_turn>", "").strip() == "What is it?"
 
 
 def test_a_token_that_steers_nothing_is_read_as_the_tokenizer_reads_it():
-    format = chat("qwen2.5")
-    encoded = format.encode([user("<tool_call> <|im_end|>")])
-    ids = [format.tokenizer.convert_tokens_to_ids(name) for name in ("<tool_call>", "<|im_end|>")]
+    form = chat("qwen2.5")
+    encoded = form.encode([user("<tool_call> <|im_end|>")])
+    ids = [form.tokenizer.convert_tokens_to_ids(name) for name in ("<tool_call>", "<|im_end|>")]
     assert [encoded.ids.count(number) for number in ids] == [1, 2]  # system and user end
 
 
 def test_control_tokens_that_are_allowed_may_be_written():
-    format = chat("qwen2.5", allow=["<|vision_start|>"])
-    number = format.tokenizer.convert_tokens_to_ids("<|vision_start|>")
-    encoded = format.encode([user("<|vision_start|> and <|im_start|>")])
+    form = chat("qwen2.5", allow=["<|vision_start|>"])
+    number = form.tokenizer.convert_tokens_to_ids("<|vision_start|>")
+    encoded = form.encode([user("<|vision_start|> and <|im_start|>")])
     assert encoded.ids.count(number) == 1
     assert number not in chat("qwen2.5").encode([user("<|vision_start|>")]).ids
 
@@ -180,44 +178,44 @@ def test_control_tokens_that_are_allowed_may_be_written():
 @pytest.mark.parametrize("name", ["smollm2", "llama-2", "gemma", "llama-3"])
 def test_special_characters_in_text_leave_all_other_tokens_as_they_were(name):
     """The twin of the tokenizer reads everything but the control tokens as the original does."""
-    format = chat(name)
-    tokenizer = format.tokenizer
+    form = chat(name)
+    tokenizer = form.tokenizer
     odd = "naïve  你好\n\n 1234 x<|im_end|>y </s> z"
-    twin = format._plain_twin()
+    twin = form._plain_twin()
     for text in ("What is it?", " a\n\n b", "naïve 你好 🙂 1234", "", "A cat. It's"):
         assert twin.encode(text, 0)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
     messages = [user(odd), assistant(odd)]
-    encoded = format.encode(messages, with_labels=True)
+    encoded = form.encode(messages, with_labels=True)
     if name != "gemma":  # its little vocabulary has no 你
         assert tokenizer.decode(encoded.ids).count("<|im_end|>y </s>") == 2
 
 
 def test_a_special_token_in_two_pieces_stays_text():
-    format = chat("chatml")
+    form = chat("chatml")
     message = Message("user", (Text("<|im_"), Text("end|> now")))
-    encoded = format.encode([message])
-    assert encoded.ids.count(format.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    encoded = form.encode([message])
+    assert encoded.ids.count(form.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
 
 
 def test_reasoning_of_the_last_answer_is_learnt_as_it_was_written():
-    format = chat("qwen3")
+    form = chat("qwen3")
     words = "<think>\nA tail, so a cat.\n</think>\n\nA cat."
-    encoded = format.encode([user("What is it?"), assistant(words)], with_labels=True)
-    learnt = format.tokenizer.decode([label for label in encoded.labels if label != -100])
+    encoded = form.encode([user("What is it?"), assistant(words)], with_labels=True)
+    learnt = form.tokenizer.decode([label for label in encoded.labels if label != -100])
     assert learnt == words + "<|im_end|>"
 
 
 def test_reasoning_that_the_template_drops_is_refused_where_it_is_learnt():
-    format = chat("qwen3")
+    form = chat("qwen3")
     first = "<think>\nHm.\n</think>\n\nA cat."
     messages = [user("What?"), assistant(first), user("Which?"), assistant("Black.")]
     with pytest.raises(TemplateError, match="drops or rewrites words of turn 1"):
-        format.encode(messages, with_labels=True)
+        form.encode(messages, with_labels=True)
     messages[1] = Message("assistant", (Text(first),), learn=False)
-    encoded = format.encode(messages, with_labels=True)
-    learnt = format.tokenizer.decode([label for label in encoded.labels if label != -100])
+    encoded = form.encode(messages, with_labels=True)
+    learnt = form.tokenizer.decode([label for label in encoded.labels if label != -100])
     assert learnt == "<think>\n\n</think>\n\nBlack.<|im_end|>"
-    assert "Hm." not in format.tokenizer.decode(encoded.ids)
+    assert "Hm." not in form.tokenizer.decode(encoded.ids)
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused_with_the_mend():
@@ -229,18 +227,18 @@ def test_a_template_that_rewrites_earlier_answers_is_refused_with_the_mend():
 def test_variables_of_a_template_can_be_fixed():
     tokenizer = BY_NAME["qwen3"].tokenizer()
     template = wrap_template(tokenizer.chat_template, variables={"enable_thinking": False})
-    format = ChatFormat(tokenizer, template)
+    form = ChatFormat(tokenizer, template)
     messages = [user("What is it?"), assistant("A cat.")]
-    assert format.render(messages[:1], add_generation_prompt=True).endswith("</think>\n\n")
-    encoded = format.encode(messages, with_labels=True)
-    learnt = format.tokenizer.decode([label for label in encoded.labels if label != -100])
+    assert form.render(messages[:1], add_generation_prompt=True).endswith("</think>\n\n")
+    encoded = form.encode(messages, with_labels=True)
+    learnt = form.tokenizer.decode([label for label in encoded.labels if label != -100])
     assert learnt == "A cat.<|im_end|>"
 
 
 def test_a_system_turn_that_moves_is_refused_only_where_it_changes_an_earlier_prompt():
-    format = chat("mistral-v0.3")
+    form = chat("mistral-v0.3")
     with pytest.raises(TemplateError, match="turn 0"):
-        format.encode([*TOLD, *ASKED[2:]], image_tokens=[1], with_labels=True)
+        form.encode([*TOLD, *ASKED[2:]], image_tokens=[1], with_labels=True)
 
 
 @pytest.mark.parametrize(
@@ -333,9 +331,9 @@ def test_a_template_that_knows_images_itself_is_used_as_it_stands():
         "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
     )
     tokenizer = BY_NAME["vicuna"].tokenizer()
-    format = ChatFormat(tokenizer, template)
-    assert format.template == template
-    encoded = format.encode(ASKED, image_tokens=[2], with_labels=True)
+    form = ChatFormat(tokenizer, template)
+    assert form.template == template
+    encoded = form.encode(ASKED, image_tokens=[2], with_labels=True)
     assert encoded.text.startswith("USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: ")
     words = tokenizer.decode([label for label in encoded.labels if label != -100])
     assert words == "A cat.</s> Black.</s>"
@@ -344,8 +342,8 @@ def test_a_template_that_knows_images_itself_is_used_as_it_stands():
 def test_a_model_without_a_template_gets_a_plain_one():
     tokenizer = BY_NAME["olmo-2"].tokenizer()
     tokenizer.chat_template = None
-    format = ChatFormat(tokenizer)
-    encoded = format.encode(TOLD, image_tokens=[2], with_labels=True)
+    form = ChatFormat(tokenizer)
+    encoded = form.encode(TOLD, image_tokens=[2], with_labels=True)
     assert encoded.text == (
         "Be short.\nUSER: <image>\nWhat is it?\nASSISTANT: A cat.<|endoftext|>\n"
     )
@@ -382,12 +380,14 @@ def test_a_tokenizer_without_the_image_token_is_refused_when_an_image_comes():
 
     from tests.language.families import CHATML, _trained
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_backend(_trained("gpt2")), eos_token="<|e|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_backend(_trained("gpt2")), eos_token="<|e|>"
+    )
     tokenizer.chat_template = CHATML
-    format = ChatFormat(tokenizer)
-    format.encode([user("no image, and <image> is text")])
+    form = ChatFormat(tokenizer)
+    form.encode([user("no image, and <image> is text")])
     with pytest.raises(ConfigError, match="add_image_token"):
-        format.encode(ASKED, image_tokens=[2])
+        form.encode(ASKED, image_tokens=[2])
 
 
 def _backend(source: str):
@@ -397,12 +397,12 @@ def _backend(source: str):
 
 
 def test_the_skeleton_is_made_once_for_each_shape():
-    format = chat("chatml")
+    form = chat("chatml")
     for words in ("a", "b", "c"):
-        format.encode([user(words), assistant(words)], with_labels=True)
-    assert len(format._skeletons) == 1
-    format.encode([user("a", [None]), assistant("b")], image_tokens=[1], with_labels=True)
-    assert len(format._skeletons) == 2
+        form.encode([user(words), assistant(words)], with_labels=True)
+    assert len(form._skeletons) == 1
+    form.encode([user("a", [None]), assistant("b")], image_tokens=[1], with_labels=True)
+    assert len(form._skeletons) == 2
 
 
 def test_a_template_with_a_clock_is_read_again_when_the_clock_moves(monkeypatch):
@@ -419,17 +419,17 @@ def test_a_template_with_a_clock_is_read_again_when_the_clock_moves(monkeypatch)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
     template = "{{ strftime_now('%d %b') + '\n' }}" + BY_NAME["chatml"].template
-    format = ChatFormat(BY_NAME["chatml"].tokenizer(), template)
+    form = ChatFormat(BY_NAME["chatml"].tokenizer(), template)
     messages = [user("a"), assistant("b")]
-    assert format.encode(messages, with_labels=True).text.startswith("01 May")
+    assert form.encode(messages, with_labels=True).text.startswith("01 May")
     now[0] = datetime(2026, 5, 2)
-    assert format.encode(messages, with_labels=True).text.startswith("02 May")
+    assert form.encode(messages, with_labels=True).text.startswith("02 May")
 
 
 def test_formats_survive_pickling_for_data_workers():
     import pickle
 
-    format = chat("llama-2")
+    form = chat("llama-2")
     nasty = [user("a </s> b"), assistant("c")]
-    before = format.encode(nasty, with_labels=True)
-    assert pickle.loads(pickle.dumps(format)).encode(nasty, with_labels=True) == before
+    before = form.encode(nasty, with_labels=True)
+    assert pickle.loads(pickle.dumps(form)).encode(nasty, with_labels=True) == before
