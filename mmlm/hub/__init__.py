@@ -11,6 +11,7 @@ which, `mmlm.hub.parity` asserts it), else MMLM's own; `save_delta` writes only 
 from mmlm.hub.card import write_card as write_card
 from mmlm.hub.classes import FastVLM as FastVLM
 from mmlm.hub.classes import Llava as Llava
+from mmlm.hub.delta import save_delta as save_delta
 from mmlm.hub.load import load_parts as load_parts
 from mmlm.hub.opens import Opens as Opens
 from mmlm.hub.opens import opens_in as opens_in

@@ -95,10 +95,10 @@ def save_stock(
         write_state(target.to_stock(own_state(model), model.config), aside)
         tokenizer = with_image_token(processor.tokenizer, processor.image_token)
         target.processor(model.config, processor, tokenizer).save_pretrained(aside)
-        _generation_config(model, processor).save_pretrained(aside)
+        generation_config(model, processor).save_pretrained(aside)
         heard = listen_to_folder(aside, processor, model.device)
         apart = assert_same(listen(model, processor), heard, class_name=target.class_name)
-        _write_papers(model, aside, target.class_name, recipe, notes or {}, apart)
+        write_papers(model, aside, target.class_name, recipe, notes or {}, apart)
     return apart
 
 
@@ -121,8 +121,8 @@ def save_mmlm(
         _write_config(config, model, aside)
         write_state(own_state(model), aside)
         processor.save_pretrained(aside)
-        _generation_config(model, processor).save_pretrained(aside)
-        _write_papers(model, aside, type(model).__name__, recipe, notes or {}, None)
+        generation_config(model, processor).save_pretrained(aside)
+        write_papers(model, aside, type(model).__name__, recipe, notes or {}, None)
 
 
 def own_state(model: MMLMForConditionalGeneration) -> dict[str, Tensor]:
@@ -164,6 +164,9 @@ def with_image_token(tokenizer: Any, image_token: str) -> Any:
 def portable(config: MMLMConfig) -> MMLMConfig:
     """Return a copy of a config without paths of this machine."""
     copy = MMLMConfig.from_dict(config.to_dict())
+    for inner in (copy, copy.text_config, copy.vision_config):
+        if inner is not None:
+            inner._name_or_path = ""
     copy.vision = without_paths(config.vision)
     copy.sources = without_paths(config.sources)
     return copy
@@ -185,10 +188,10 @@ def _write_config(config: PretrainedConfig, model: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _generation_config(
+def generation_config(
     model: MMLMForConditionalGeneration, processor: MMLMProcessor
 ) -> GenerationConfig:
-    """Greedy, and stopping at the end of the turn, as `answer` does; nothing else of the base."""
+    """Return what `answer` does: greedy, and stopping at the end of the turn; nothing else of the base."""
     stops = list(processor.chat.stop_ids)
     padding = processor.tokenizer.pad_token_id
     return GenerationConfig(
@@ -199,7 +202,7 @@ def _generation_config(
     )
 
 
-def _write_papers(
+def write_papers(
     model: MMLMForConditionalGeneration,
     folder: Path,
     class_name: str,

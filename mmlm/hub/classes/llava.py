@@ -103,7 +103,7 @@ class Llava(StockClass):
     ) -> dict[str, Tensor]:
         """Return published tensors under our names; two linear layers in a row become one."""
         state = in_published_names(state)
-        if isinstance(config.connector_part, LinearConnectorConfig):
+        if activation_of(config) == "linear":
             state = fold_projector(state, PROJECTOR, origin=origin)
         return super().to_ours(state, config, origin=origin)
 
