@@ -119,17 +119,27 @@ def test_the_yaml_of_a_page_is_read_by_its_config(block):
 
     values = parse_yaml(block.text, origin=block.page)
     assert isinstance(values, dict), "a block holds keys"
-    if "stages" in values:
-        Recipe.from_dict(values, origin=block.page)
-    elif "dataset" in values:
+    if "dataset" in values:
         BenchmarkConfig.from_dict(values, origin=block.page)
+    # A piece of a recipe, for reading, is put into a whole one.
+    elif {"model", "stages", "run"} & set(values):
+        Recipe.from_dict({**PIECES, **values}, origin=block.page)
+        _check_parts(values.get("model", {}))
     else:
-        # A piece of a recipe, for reading: put into a whole one.
-        whole: dict[str, Any] = {"model": {"vision": {}, "language": {}}, "stages": [STAGE]}
-        Recipe.from_dict({**whole, **values}, origin=block.page)
+        pytest.fail(f"{sorted(values)} belong to no config; name the language of the block text")
 
 
 STAGE = {"name": "align", "learn": ["connector.*"], "data": "a.jsonl", "until": {"epochs": 1}}
+PIECES: dict[str, Any] = {"model": {"vision": {}, "language": {}}, "stages": [STAGE]}
+
+
+def _check_parts(model: dict[str, Any]) -> None:
+    """Let every part of a `model:` read its own settings."""
+    from mmlm.cli.parts import load_registry
+
+    for kind, words in model.items():
+        if kind != "from":
+            load_registry(kind).read(words, origin=f"model.{kind}")
 
 
 @pytest.mark.parametrize("block", _named("toml"))
@@ -150,6 +160,32 @@ def test_the_command_lines_of_a_page_are_known(block):
                 find_command(name).read(rest)
 
 
+def _table(config: Any) -> str:
+    """Return the settings of a config as a Markdown table."""
+    lines = ["| key | default | |", "|---|---|---|"]
+    for name, field in config.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        told = "required" if field.is_required() else f"`{json.dumps(default)}`"
+        lines.append(f"| `{name}` | {told} | {' '.join((field.description or '').split())} |")
+    return "\n".join(lines)
+
+
+FIELDS = re.compile(r"(<!-- fields: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """Fill the tables of settings of a page; `python -m tests.test_docs` writes them."""
+    from mmlm.training import recipe
+
+    return FIELDS.sub(lambda m: f"{m[1]}{_table(getattr(recipe, m[2]))}\n{m[3]}", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tables_of_settings_are_those_of_the_configs(page):
+    text = page.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m tests.test_docs"
+
+
 def test_every_command_is_shown_on_some_page():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     missing = [name for name in COMMANDS if not re.search(rf"mmlm {name}\b", text)]
@@ -164,3 +200,8 @@ def test_every_link_between_pages_leads_somewhere():
         if not (page.parent / target).exists()
     ]
     assert lost == []
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        each.write_text(with_tables(each.read_text(encoding="utf-8")), encoding="utf-8")

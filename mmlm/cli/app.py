@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mmlm.cli.base import Command, Options, Parser
+from mmlm.cli.base import Command, Options, Parser, hush
 from mmlm.errors import UsageError
 
 
@@ -49,6 +49,7 @@ def _run(options: Options) -> None:
         raise UsageError(f"mmlm app: there is no folder {missing[0]}.")
     from mmlm.serving.chat_ui import serve_page
 
+    hush()
     serve_page(
         options.models,
         host=options.host,

@@ -129,6 +129,20 @@ def key_values(words: Sequence[str]) -> dict[str, str]:
     return values
 
 
+def hush() -> None:
+    """Let transformers show no bars for weights read from disk; downloads keep theirs."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging
+
+    downloads_are_quiet = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # this one silences downloads as well
+    (disable_progress_bars if downloads_are_quiet else enable_progress_bars)()
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the words of descriptions as they stand, and lines up the help in one column."""
 

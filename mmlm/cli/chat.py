@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.cli.base import Command, Options, Parser, nearest
+from mmlm.cli.base import Command, Options, Parser, hush, nearest
 from mmlm.errors import MMLMError, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _run(options: Options) -> None:
         raise UsageError(f"mmlm chat: there is no picture {missing[0]}.")
     from mmlm.assistant import load
 
+    hush()
     assistant = load(options.model)
     chat = assistant.chat(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     terminal = Terminal(chat, as_json=options.json)

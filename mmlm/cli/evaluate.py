@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmlm.cli.base import Command, Options, Parser, one_of
+from mmlm.cli.base import Command, Options, Parser, hush, one_of
 from mmlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmlm.evaluation import Evaluation
 
 _CONDITIONS = ("image", "blind", "shuffled", "permuted")
 
@@ -43,6 +47,7 @@ def _arguments(parser: Parser) -> None:
 def _run(options: Options) -> None:
     from mmlm.evaluation import evaluate
 
+    hush()
     out = options.out or default_folder(options.model)
     result = evaluate(
         options.model,
@@ -58,7 +63,18 @@ def _run(options: Options) -> None:
     if options.json:
         print((result.out / "results.json").read_text(encoding="utf-8"), end="")
         return
-    print(result)
+    show(result)
+
+
+def show(result: Evaluation) -> None:
+    """Print the table of scores, write the report, and say where it is."""
+    from rich.console import Console
+
+    from mmlm.evaluation.report import report
+    from mmlm.reports import scores_table
+
+    Console().print(scores_table([score.to_dict() for score in result.scores]))
+    print(f"scores      {result.out / 'results.json'}\nreport      {report(result).page}")
 
 
 def default_folder(model: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmlm.cli.base import Command, Options, Parser, one_of
+from mmlm.cli.base import Command, Options, Parser, hush, one_of
 from mmlm.errors import UsageError
 
 _FORMS = {
@@ -31,6 +31,7 @@ def _export(options: Options) -> None:
     from mmlm import hub
     from mmlm.assistant import load
 
+    hush()
     assistant = load(options.model, device="cpu")
     if options.to == "delta":
         assistant.save(options.out, delta=True)
@@ -50,6 +51,7 @@ def _import(options: Options) -> None:
     from mmlm import hub
     from mmlm.assistant import load
 
+    hush()
     assistant = load(options.checkpoint, device="cpu")
     hub.save_mmlm(assistant.model, assistant.processor, options.out, notes=assistant.notes)
     print(
@@ -69,6 +71,7 @@ def _push(options: Options) -> None:
         raise UsageError(f"mmlm push: there is no folder {options.model}.")
     from mmlm.assistant import load
 
+    hush()
     assistant = load(options.model, device="cpu")
     print(assistant.push_to_hub(options.repo, force=options.force, private=options.private))
 

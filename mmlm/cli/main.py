@@ -45,8 +45,9 @@ def run(words: Sequence[str]) -> int:
     except MMLMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # Ctrl-C itself says nothing; what was stopped gently says how to go on.
+        print(f"\nStopped: {stop}." if str(stop) else "\nStopped.", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
         # The reader of our output (head, less) has left; that is no failure of the command.

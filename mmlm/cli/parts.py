@@ -18,7 +18,8 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "connector": ("mmlm.connectors", "connectors"),
     "language": ("mmlm.language", "languages"),
     "source": ("mmlm.data", "sources"),
-    "scorer": ("mmlm.evaluation", "scorers"),
+    "objective": ("mmlm.training.objectives", "objectives"),
+    "scorer": ("mmlm.evaluation.scorers", "scorers"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmlm.cli.base import Command, Options, Parser, key_values
+from mmlm.cli.base import Command, Options, Parser, hush, key_values
 
 
 def _arguments(parser: Parser) -> None:
@@ -35,6 +35,7 @@ def _arguments(parser: Parser) -> None:
 def _run(options: Options) -> None:
     from mmlm.training import train
 
+    hush()
     train(
         options.recipe,
         out=options.out,
