@@ -142,35 +142,47 @@ class Ours(Stock):
     """MMLM's step: packed rows, attention by segment, the loss alone, fused AdamW."""
 
     def __init__(self, model: Any, dtype: Any) -> None:
-        from mmlm.hub import from_stock
-        from mmlm.modeling import SEGMENTS
-        from mmlm.training.optim import adamw
+        import torch
 
-        self.model = from_stock(model).to(dtype).train()
+        from mmlm.modeling import SEGMENTS
+
+        self.model = in_ours(model).cast(dtype).train()
         self.model.get_decoder().set_attn_implementation(SEGMENTS)
         self.model.model.vision.requires_grad_(False)
         learnt = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = adamw([{"params": learnt, "lr": 1e-5}])
+        self.optimiser = torch.optim.AdamW(learnt, lr=1e-5, fused=True)
         self.dtype = dtype
 
     def collate(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         """Lay the samples behind one another in one row."""
-        from mmlm.data.collate import pack_row
+        import torch
 
-        return pack_row(
-            [
-                {
-                    "ids": s["ids"],
-                    "labels": s["labels"],
-                    "pixel_values": s["pixels"][None].to(self.dtype),
-                }
-                for s in batch
-            ]
-        )
+        from mmlm.data.collate import collate_packed
+        from mmlm.data.planning import Planned
+
+        rows = [Planned(0, "", 0, "", s["ids"].numpy(), s["labels"].numpy(), (), 1) for s in batch]
+        pixels = torch.stack([s["pixels"] for s in batch]).to(self.dtype)
+        return {**collate_packed(rows), "pixel_values": pixels}
 
     def loss(self, batch: list[dict[str, Any]]) -> Any:
         """The loss of one batch."""
         return self.model(**self.collate(batch), loss_only=True).loss
+
+
+def in_ours(stock: Any) -> Any:
+    """Return MMLM's class with the weights of the stock one."""
+    from mmlm.hub import stock_classes
+    from mmlm.modeling import MMLMForConditionalGeneration
+
+    side = {"height": 224, "width": 224}
+    words = {"image_processor_type": "SiglipImageProcessor", "size": side, "crop_size": side}
+    words |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+    processor = {"image_processor": words, "patch_size": 16, "num_additional_image_tokens": 0}
+    target = stock_classes["llava"]()
+    config = target.read(stock.config, processor, origin="benchmark")
+    model = MMLMForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    model.load_state_dict(target.to_ours(stock.state_dict(), config, origin="benchmark"))
+    return model
 
 
 def matmul_rate(dtype: Any) -> float:

@@ -165,7 +165,7 @@ def compose(
     )
     _check_fit(config)
     model = MMLMForConditionalGeneration(config, encoder, decoder_of(causal), head_of(causal))
-    model = model.to(dtype).eval()
+    model = model.cast(dtype).eval()
     generation = getattr(causal, "generation_config", None)
     if generation is not None:
         model.generation_config = generation
@@ -191,7 +191,7 @@ def load(
     """Read an assistant from a folder or the Hub: MMLM's class or a stock one.
 
     Args:
-        source: A folder or a Hub id.
+        source: A folder, the folder of a training run, or a Hub id.
         dtype: The precision of the weights; what the folder says when left out.
         device: Where to; a GPU if there is one when left out.
 
@@ -200,6 +200,8 @@ def load(
     """
     from mmlm import hub
 
+    if (Path(source) / "model" / "config.json").is_file():
+        source = Path(source) / "model"
     model, processor = hub.load_parts(source, dtype=dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,8 @@ the loss without logits, and segment borders keep packed samples apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -300,6 +301,18 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> Any:
         """Return the language model without its head."""
         return self.model.language
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Change the precision of everything that is stored; what is computed keeps its own.
+
+        `to(dtype)` would also round the tables of rotary positions, which no checkpoint holds.
+        """
+        stored = set(self.state_dict())
+        for name, tensor in chain(self.named_parameters(), self.named_buffers()):
+            if name in stored and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        self.config.dtype = dtype
+        return self
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> VisionFeatures | None:
         """Return the features that take the places of the placeholders."""

@@ -129,6 +129,8 @@ class Trainer:
             return self._save(run, stages)
         finally:
             run.log.close()
+            if run.growth is not None:
+                run.growth.log.close()
             for cache in self._caches:
                 cache.close()
             for tracker in run.trackers:

@@ -210,6 +210,12 @@ def generation_inputs(tiny, *requests):
     return model_inputs(prompts, tiny.processor, tiny.model)
 
 
+def test_casting_rounds_what_is_stored_and_nothing_else(tmp_path):
+    model = compose_tiny(tmp_path).model.cast(torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.get_decoder().rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_every_parameter_has_a_part(tiny):
     parts = {
         MMLMForConditionalGeneration.part_of(name) for name, _ in tiny.model.named_parameters()
