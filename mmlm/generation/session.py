@@ -29,15 +29,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.generation import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from mmlm.errors import ConfigError, ImageError, MMLMError
+from mmlm.generation.choosing import Chooser
 from mmlm.generation.settings import GenerationSettings
 from mmlm.generation.words import Words
 from mmlm.messages import ImagePart, Message, images_of
@@ -113,8 +107,8 @@ class _Kept:
     @property
     def num_bytes(self) -> int:
         """The memory of the keys and values."""
-        tensors = (t for layer in self.cache.layers for t in (layer.keys, layer.values))
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        held = (value for layer in self.cache.layers for value in vars(layer).values())
+        return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
 
 class Sessions:
@@ -175,30 +169,32 @@ class Sessions:
         limit = self._room(len(prompt.ids), settings.max_new_tokens)
         kept, start = self._take(keys, prompt.image_spans)
         usage = Usage(len(prompt.ids), sum(b - a for a, b in prompt.image_spans), start)
-        answer = _Answer(self.processor, prompt.ids, settings, self.model.device)
+        chooser = Chooser(settings, prompt.ids, self.model.device)
+        words = Words(self.processor.tokenizer, settings.stop)
+        stop_ids = frozenset(self.processor.chat.stop_ids)
         try:
             logits = self._prefill(kept, prompt, keys, pictures, start)
             for _ in range(limit):
                 if stop_event is not None and stop_event.is_set():
                     break
-                token, logprob, top = answer.choose(logits, num_top)
+                token, logprob, top = chooser.choose(logits, num_top)
                 usage.num_tokens += 1
                 usage.seconds = time.perf_counter() - began
                 usage.first_token_seconds = usage.first_token_seconds or usage.seconds
-                if token in answer.stop_ids:
+                if token in stop_ids:
                     usage.finish_reason = "stop"
                     usage.num_tokens -= 1  # the end of the turn is no word
                     break
-                text = answer.words.add(token)
-                if answer.words.ended:
+                text = words.add(token)
+                if words.ended:
                     usage.finish_reason = "stop"
-                if usage.num_tokens == limit and not answer.words.ended:
+                if usage.num_tokens == limit and not words.ended:
                     usage.finish_reason = "length"
                 yield Piece(text, usage, token, logprob, top)
                 if usage.finish_reason != "stopped":
                     break
                 logits = self._step(kept, token)
-            yield Piece(answer.words.rest(), usage)
+            yield Piece(words.rest(), usage)
         finally:
             usage.seconds = usage.seconds or time.perf_counter() - began
             self._keep(kept)
@@ -258,14 +254,17 @@ class Sessions:
                 return _Kept(DynamicCache(config=self.model.config.text_config)), 0
             self._kept.remove(best)
         if length < len(best.keys):
-            best.cache.crop(length)
+            best.cache.crop(length - len(best.keys))  # negative: so many positions less
             del best.keys[length:]
         return best, length
 
     def _keep(self, kept: _Kept) -> None:
         """Put a cache back, and drop the oldest ones beyond the budget."""
-        # After a fault in the middle of a step, layers differ in length: such a cache is lost.
-        if not kept.keys or kept.cache.get_seq_length() != len(kept.keys):
+        # States (Mamba and the like) cannot be cut; and after a fault in the middle of a step,
+        # layers differ in length. Such caches are not kept.
+        if not kept.keys or not all(isinstance(layer, DynamicLayer) for layer in kept.cache.layers):
+            return
+        if kept.cache.get_seq_length() != len(kept.keys):
             return
         with self._lock:
             self._kept.append(kept)
@@ -297,7 +296,7 @@ class Sessions:
 
     @torch.inference_mode()
     def _forward(self, kept: _Kept, ids: Tensor, pixels: Tensor | None) -> Tensor:
-        place = kept.cache.get_seq_length()
+        place = len(kept.keys)
         positions = torch.arange(place, place + ids.shape[1], device=ids.device)[None]
         output = self.model(
             input_ids=ids, pixel_values=pixels, position_ids=positions,
@@ -310,55 +309,6 @@ class Sessions:
                 "damaged, or half precision overflows: load it with dtype float32."
             )
         return logits
-
-
-class _Answer:
-    """Chooses tokens, as `generate` of transformers would, and turns them into words."""
-
-    def __init__(
-        self, processor: MMLMProcessor, prompt: list[int], settings: GenerationSettings, device: Any
-    ) -> None:
-        self.stop_ids = frozenset(processor.chat.stop_ids)
-        self.words = Words(processor.tokenizer, settings.stop)
-        self._ids = torch.tensor([prompt], device=device)
-        self._samples = settings.temperature > 0
-        self._processors = _processors(settings)
-        self._generator: torch.Generator | None = None
-        if settings.seed is not None:
-            self._generator = torch.Generator(device=device).manual_seed(settings.seed)
-
-    def choose(
-        self, logits: Tensor, num_top: int
-    ) -> tuple[int, float, tuple[tuple[int, float], ...]]:
-        """Return the next token, its log-probability, and the likeliest ones."""
-        scores = self._processors(self._ids, logits.clone())
-        if self._samples:
-            chances = torch.softmax(scores, dim=-1)
-            token = int(torch.multinomial(chances, 1, generator=self._generator))
-        else:
-            token = int(scores.argmax(-1))
-        self._ids = torch.cat([self._ids, self._ids.new_tensor([[token]])], dim=1)
-        plain = torch.log_softmax(logits[0], dim=-1)
-        best = plain.topk(num_top) if num_top else None
-        top = () if best is None else tuple(
-            zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        )  # fmt: skip
-        return token, float(plain[token]), top
-
-
-def _processors(settings: GenerationSettings) -> LogitsProcessorList:
-    """Return what changes the logits, in the order in which `generate` applies it."""
-    chain = LogitsProcessorList()
-    if settings.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-    if settings.temperature > 0:
-        if settings.temperature != 1.0:
-            chain.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k > 0:
-            chain.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1.0:
-            chain.append(TopPLogitsWarper(settings.top_p))
-    return chain
 
 
 def _num_common(kept: Sequence[Key], wanted: Sequence[Key]) -> int:
@@ -379,10 +329,8 @@ def _usable(shared: int, total: int, spans: Iterable[tuple[int, int]]) -> int:
 
 
 def _can_crop(cache: Any) -> bool:
-    """Whether every layer keeps all positions; sliding windows and states forget some."""
-    return isinstance(cache, DynamicCache) and all(
-        type(layer) is DynamicLayer for layer in cache.layers
-    )
+    """Whether every layer keeps all positions; sliding windows forget some."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _settled(picture: Any) -> Any:
