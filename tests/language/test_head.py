@@ -34,8 +34,10 @@ def test_decoder_head_and_rule_together_give_the_logits(family):
     with torch.no_grad():
         hidden = decoder_of(model)(input_ids=ids).last_hidden_state
         logits = head_rule_of(model).apply(head_of(model)(hidden))
-        # The same operations in the same order: equal to the last bit.
-        torch.testing.assert_close(logits, model(input_ids=ids).logits, rtol=0, atol=0)
+        # The same operations in the same order: equal to the last bit, but for Granite, which
+        # divides by 3 where the rule multiplies by a third (1.2e-7 was seen).
+        close = {"rtol": 3e-7, "atol": 3e-7} if family == "granite" else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(logits, model(input_ids=ids).logits, **close)
 
 
 def test_an_unnamed_factor_is_measured():
