@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 from mmlm.errors import ConfigError, RegistryError
 
@@ -19,7 +19,7 @@ from mmlm.errors import ConfigError, RegistryError
 class Part(Protocol):
     """What a registered config class offers: a name, and reading itself from plain values."""
 
-    use: str
+    use: ClassVar[str]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, origin: str = "config") -> Self:
