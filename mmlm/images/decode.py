@@ -23,7 +23,7 @@ from mmlm.errors import ImageError
 from mmlm.features import Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray[Any, Any]"
 """What can be opened: a file, its bytes, or a picture that is in memory already."""
@@ -73,7 +73,7 @@ def read_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Size:
 
 
 @contextmanager
-def _header(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
+def _header(source: ImageSource, max_pixels: int) -> Generator[Image.Image]:
     """Open a picture up to its header, and refuse one that is too large."""
     if isinstance(source, Image.Image):
         _refuse_size(source, source, max_pixels)
@@ -133,7 +133,7 @@ def _refuse_size(image: Image.Image, source: ImageSource, max_pixels: int) -> No
 
 
 @contextmanager
-def _explained(source: ImageSource) -> Iterator[None]:
+def _explained(source: ImageSource) -> Generator[None]:
     """Turn whatever a decoder raises on broken bytes into an `ImageError` with the cause."""
     try:
         yield

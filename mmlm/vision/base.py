@@ -7,7 +7,6 @@ Which library a tower comes from is the business of the modules beside this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,8 @@ from mmlm.config import Config, PartConfig
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.registry import Registry
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class VisionFacts(Config):
@@ -167,19 +168,13 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         """Enter training mode, but for what must not depend on the batch."""
         super().train(mode and any(weight.requires_grad for weight in self.parameters()))
-        for module in _batch_norms(self):
-            module.eval()
+        for module in self.modules():
+            if isinstance(module, _BATCH_NORMS):
+                module.eval()
         return self
 
 
 encoders: Registry[VisionConfig] = Registry("vision encoder")
-
-
-def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield every batch norm, those of timm included."""
-    for child in module.modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            yield child
 
 
 def pack_tokens(tokens: Tensor, facts: VisionFacts, size: Size) -> VisionFeatures:

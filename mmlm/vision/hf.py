@@ -94,7 +94,8 @@ class HFVisionConfig(VisionConfig):
                 config = AutoConfig.for_model(self.config.get("model_type", ""), **settings)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"vision.config cannot be used: {error}") from None
-            return hf_facts.new_tower(hf_facts.vision_part_of(config, "vision.config")).to(dtype)
+            tower: Any = hf_facts.new_tower(hf_facts.vision_part_of(config, "vision.config"))
+            return tower.to(dtype)
         checkpoint = locate(str(self.checkpoint), origin="vision.checkpoint")
         return hf_facts.load_tower(checkpoint, revision=self.revision, dtype=dtype)
 

@@ -7,7 +7,7 @@ rule it gets one row of facts here, and no branch elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -64,9 +64,10 @@ def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> 
     except (OSError, ValueError) as error:
         raise ConfigError(f"vision.checkpoint {checkpoint!r} cannot be read: {error}") from None
     config = vision_part_of(whole, checkpoint)
+    tower_class: Any = class_of(config)
     try:
         with _quiet():  # that a text tower beside it is left out is meant
-            tower, report = class_of(config).from_pretrained(
+            tower, report = tower_class.from_pretrained(
                 checkpoint, revision=revision, config=config, dtype=dtype, output_loading_info=True
             )
     except OSError as error:
@@ -116,10 +117,10 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
 
 def new_tower(config: PretrainedConfig) -> PreTrainedModel:
     """Build an untrained tower."""
-    found = class_of(config)
     if type(config) in MODEL_MAPPING:
         return AutoModel.from_config(config).eval()
-    return found._from_config(config).eval()
+    tower_class: Any = class_of(config)
+    return tower_class._from_config(config).eval()
 
 
 def config_at(config: PretrainedConfig, side: Size) -> PretrainedConfig:
@@ -218,7 +219,7 @@ def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence transformers' report of weights that are not used."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -6,6 +6,8 @@ looking at which shapes changed. At the same grid nothing is touched.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +19,7 @@ from mmlm.vision import hf_facts
 
 
 def resize_positions(
-    tower: PreTrainedModel, target: PreTrainedModel, native: Size, patch: int | None
+    tower: PreTrainedModel, target: Any, native: Size, patch: int | None
 ) -> PreTrainedModel:
     """Copy the weights of `tower` into `target`, resizing what depends on the grid.
 

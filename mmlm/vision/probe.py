@@ -86,7 +86,7 @@ def _idle_by_arithmetic(
         return frozenset()
     with torch.enable_grad():
         features = run(module, torch.zeros(shape, dtype=first.dtype, device=first.device))
-        grads = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+        grads: Any = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
     return frozenset(name for name, grad in zip(weights, grads, strict=True) if grad is None)
 
 

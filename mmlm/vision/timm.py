@@ -12,6 +12,7 @@ Reading weight files is done by `mmlm.vision.timm_weights`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -250,6 +251,8 @@ def _final(tower: Any, pixels: Tensor) -> Tensor:
     """Return `forward_features`: a map with channels first, or tokens with their prefix."""
     network = tower.timm_model
     features = network.forward_features(pixels)
+    if not isinstance(features, Tensor):  # CrossViT gives a list; the probe refuses it
+        return features
     if features.ndim == 4 and getattr(network, "output_fmt", "NCHW") == "NHWC":
         return features.permute(0, 3, 1, 2)
     return features
@@ -324,8 +327,5 @@ def _channels(tower: Any) -> int:
 
 
 def _need_timm() -> None:
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        words = "vision: {use: timm}"
-        raise MissingExtraError("timm", needed_for=words, extra="encoders") from None
+    if find_spec("timm") is None:
+        raise MissingExtraError("timm", needed_for="vision: {use: timm}", extra="encoders")
