@@ -99,7 +99,9 @@ def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
             f"raise step_tokens."
         )
     row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
-    packing = PackingConfig(row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles)
+    packing = PackingConfig(
+        row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles
+    )
     return packing, max(1, round(stage.step_tokens / row_tokens))
 
 

@@ -31,7 +31,7 @@ from mmlm.config import read_yaml
 from mmlm.data import open_mixture
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import key_of
-from mmlm.errors import ConfigError, TrainingError
+from mmlm.errors import CheckpointError, ConfigError, TrainingError
 from mmlm.recipes import find_recipe, list_recipes
 from mmlm.storage import cache_folder, write_atomic
 from mmlm.training.attention import choose_attention, set_attention
@@ -313,7 +313,7 @@ class Trainer:
             values = self.recipe.to_dict()
             run.assistant.notes["training"] = result.facts()
             result.stock_reasons = run.assistant.save(result.model, recipe=values)
-            run.assistant.save(result.delta, delta=True, recipe=values)
+            self._save_delta(run, result)
             result.write(self.out / _RESULT)
         self.engine.wait()
         for stage in stages:
@@ -324,6 +324,16 @@ class Trainer:
             )
         self.say(f"saved       {result.model}")
         return result
+
+    def _save_delta(self, run: Run, result: RunResult) -> None:
+        """Write what was learnt beside the names of the parts, where the parts have names."""
+        if "from" in self.recipe.model:
+            self.say("no delta    the model began as a whole folder, not as parts with names")
+            return
+        try:
+            run.assistant.save(result.delta, delta=True, recipe=self.recipe.to_dict())
+        except CheckpointError as error:
+            self.say(f"no delta    {error}")
 
 
 def _put_weights(assistant: Assistant, weights: dict[str, torch.Tensor]) -> None:

@@ -74,7 +74,10 @@ def test_openai_rows_take_images_inside_and_beside_the_messages(tmp_path):
         [
             {"messages": [{"role": "user", "content": [inside, ask]}, answer]},
             {"messages": [{"role": "user", "content": [ask, beside]}, answer], "images": ["b.png"]},
-            {"messages": [{"role": "user", "content": "<image>What?"}, answer], "images": ["c.png"]},
+            {
+                "messages": [{"role": "user", "content": "<image>What?"}, answer],
+                "images": ["c.png"],
+            },
         ],
     )
     firsts = [content(source.sample(row))[0] for row in range(3)]

@@ -1,0 +1,189 @@
+"""However a run is ended, the same command ends in the same bits."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import mmlm.training.checkpoint as checkpoints
+from mmlm.errors import TrainingError
+from mmlm.training import train
+from mmlm.training.checkpoint import (
+    Checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+)
+from mmlm.training.stage import StageRun
+from tests.training.tiny_run import tiny_recipe, write_rows
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "tokens_per_second")
+
+
+def bits(out):
+    """Everything that a run computed: the bytes of the model and of each stage, and its log."""
+    found = {"model": (out / "model" / "model.safetensors").read_bytes()}
+    for file in sorted((out / "checkpoints").glob("*/step-*/weights.safetensors")):
+        found[str(file.relative_to(out))] = file.read_bytes()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    found["log"] = [{k: v for k, v in row.items() if k not in TIMES} for row in log]
+    for name in ("growth.jsonl", "quarantine.jsonl"):
+        found[name] = (out / name).read_bytes() if (out / name).exists() else b""
+    return found
+
+
+def assert_same_bits(one, other):
+    first, second = bits(one), bits(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+class StopHereError(Exception):
+    """Ends a run as a crash would: nothing is saved."""
+
+
+def crash_at(monkeypatch, stage, step):
+    """End the run in the middle of one step of one stage."""
+    learn = StageRun._learn
+
+    def learn_or_crash(self, batch):
+        if self.stage.name == stage and self.step == step:
+            raise StopHereError
+        return learn(self, batch)
+
+    monkeypatch.setattr(StageRun, "_learn", learn_or_crash)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_crashed_in_each_stage_ends_in_the_same_bits(tmp_path, monkeypatch, precision):
+    write_rows(tmp_path, 40, bad=2)
+    recipe = tiny_recipe(
+        tmp_path, checkpoint_every=2, precision=precision,
+        ask={"every_steps": 3, "num": 2, "max_new_tokens": 2},
+    )  # fmt: skip
+    train(recipe, tmp_path / "unbroken", quiet=True)
+    for stage, step in (("align", 1), ("align", 5), ("instruct", 0), ("instruct", 7)):
+        with monkeypatch.context() as patch:
+            crash_at(patch, stage, step)
+            with pytest.raises(StopHereError):
+                train(recipe, tmp_path / "broken", quiet=True)
+    train(recipe, tmp_path / "broken", quiet=True)
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
+    recipe = tiny_recipe(tmp_path, checkpoint_every=1)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    kills = int(os.environ.get("MMLM_TEST_KILLS", "4"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.kill_often", str(tmp_path / "recipe.json"),
+         str(tmp_path), str(kills)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split("\n")
+    assert lines[0] == "unbroken 0", done.stdout
+    assert "finished 0" in lines, done.stdout
+    assert f"killed {signal.SIGKILL}" in lines, "no child was killed while it ran"
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
+
+
+def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    train(recipe, tmp_path / "unbroken", quiet=True)
+    learn = StageRun._learn
+
+    def learn_and_interrupt(self, batch):
+        if self.stage.name == "instruct" and self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return learn(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_learn", learn_and_interrupt)
+        with pytest.raises(KeyboardInterrupt, match="instruct after step 4"):
+            train(recipe, tmp_path / "broken", quiet=True)
+    assert last_checkpoint(tmp_path / "broken" / "checkpoints" / "instruct").name == "step-00000004"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(recipe, tmp_path / "broken", quiet=True)
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(train(recipe, tmp_path / "run", quiet=True))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].stages[0].steps > 0
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, checkpoint_every=2)
+    train(recipe, tmp_path / "unbroken", quiet=True)
+    write = checkpoints.save_file
+
+    def full(tensors, path):
+        if "step-00000006" in str(path) and path.name.startswith("optimizer"):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", full)
+        with pytest.raises(TrainingError, match=r"No space left.*last good one is step-00000004"):
+            train(recipe, tmp_path / "broken", quiet=True)
+    folder = tmp_path / "broken" / "checkpoints" / "align"
+    assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+    train(recipe, tmp_path / "broken", quiet=True)
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def checkpoint(step):
+    import torch
+
+    weights = {"a": torch.full((3,), float(step))}
+    return Checkpoint({"step": step}, weights, {"a//exp_avg": torch.zeros(3)}, random_state())
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path):
+    for step in (1, 2, 3, 10):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
+    assert load_checkpoint(last_checkpoint(tmp_path)).weights["a"][0] == 10
+
+
+def test_a_checkpoint_whose_writing_was_cut_off_is_not_seen(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (tmp_path / ".unfinished-step-00000002-1-x").mkdir()
+    (tmp_path / "step-00000003").mkdir()  # without state.json
+    assert last_checkpoint(tmp_path).name == "step-00000001"
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (path / "weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match="Delete this folder"):
+        load_checkpoint(path)
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    names = sorted(file.name for file in path.iterdir())
+    assert names == ["optimizer.safetensors", "random.safetensors", "state.json",
+                     "weights.safetensors"]  # fmt: skip
+    assert load_file(path / "weights.safetensors")
