@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from mmlm.errors import ConfigError
 
-Kind = Literal["train", "eval", "mixtures", "sources", "deepspeed"]
+Kind = Literal["train", "eval", "mixtures", "sources"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _PACKAGE = Path(__file__).parent
@@ -23,14 +23,12 @@ _CHECKOUT_FOLDERS: dict[Kind, str] = {
     "eval": "eval/benchmarks",
     "mixtures": "data_recipes/mixtures",
     "sources": "data_recipes/sources",
-    "deepspeed": "train/deepspeed",
 }
 _WORDS: dict[Kind, str] = {
     "train": "recipe",
     "eval": "benchmark",
     "mixtures": "mixture",
     "sources": "data source",
-    "deepspeed": "DeepSpeed file",
 }
 
 
@@ -43,8 +41,7 @@ def recipe_folder(kind: Kind) -> Path:
 
 def list_recipes(kind: Kind) -> dict[str, Path]:
     """Return every recipe of a kind: its name and its file, in order of the names."""
-    suffix = ".json" if kind == "deepspeed" else ".yaml"
-    return {path.stem: path for path in sorted(recipe_folder(kind).glob(f"*{suffix}"))}
+    return {path.stem: path for path in sorted(recipe_folder(kind).glob("*.yaml"))}
 
 
 def find_recipe(kind: Kind, name: str | Path) -> Path:

@@ -35,7 +35,7 @@ def test_every_kind_has_its_folder(kind):
     assert recipe_folder(kind).is_dir()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "deepspeed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_first_line_of_every_recipe_says_what_it_is(kind):
     silent = [name for name, path in list_recipes(kind).items() if not first_line(path)]
     assert silent == []

@@ -13,7 +13,6 @@ _HEADINGS: dict[Kind, str] = {
     "eval": "what to measure         mmlm eval MODEL NAME",
     "mixtures": "what to train on        data: NAME  in a recipe",
     "sources": "where data come from    mmlm data build NAME",
-    "deepspeed": "DeepSpeed settings      sharding: NAME  in a recipe",
 }
 
 
