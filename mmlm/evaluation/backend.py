@@ -27,6 +27,7 @@ from mmlm.features import Grid, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
 from mmlm.generation.batch import finish, generate_options, model_inputs
 from mmlm.messages import Message, assistant, user
+from mmlm.processing import Encoded
 
 FEATURE_BUDGET_BYTES = 1 << 30
 
@@ -127,17 +128,13 @@ class LocalBackend:
             requests = [Request(case.prompt, case.images) for case in cases]
             plain = settings.model_dump(mode="json", exclude_defaults=True)
             return self.assistant.answer_all(requests, batch_size=len(requests), **plain)
-        prompts = [
-            self._processor.encode_chat(
-                [user(case.prompt, case.images)], add_generation_prompt=True, with_pixels=False
-            )
-            for case in cases
-        ]
+        prompts = [self._encode_talk(case) for case in cases]
         inputs = model_inputs(prompts, self._processor, self._model) | self._vision(cases)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         with torch.inference_mode():
-            output = self._model.generate(
+            # transformers declares `generate` for a protocol that no model of its own fulfils.
+            output = self._model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 **inputs,
                 **generate_options(self._processor, settings),
                 logits_processor=LogitsProcessorList([_OnlyNumbers(cases)]),
@@ -160,9 +157,7 @@ class LocalBackend:
         talks: list[list[Message]] = [
             [user(case.prompt, case.images), assistant(choice)] for choice in case.choices
         ]
-        rows = [
-            self._processor.encode_chat(talk, with_labels=True, with_pixels=False) for talk in talks
-        ]
+        rows = [self._encode_talk(case, talk) for talk in talks]
         inputs = model_inputs(rows, self._processor, self._model)
         inputs |= self._vision([case] * len(rows))
         width = inputs["input_ids"].shape[1]
@@ -179,6 +174,21 @@ class LocalBackend:
             raise EvaluationError(_not_numbers([case]))
         chosen = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         return ((chosen * learnt).sum(-1) / learnt.sum(-1)).tolist()
+
+    def _encode_talk(self, case: Case, talk: list[Message] | None = None) -> Encoded:
+        """Turn a question, or a question with its answer, into ids; pictures are only counted."""
+        try:
+            return self._processor.encode_chat(
+                talk or [user(case.prompt, case.images)],
+                add_generation_prompt=talk is None,
+                with_labels=talk is not None,
+                with_pixels=False,
+            )
+        except ImageError as error:
+            raise EvaluationError(
+                f"A picture of {case.benchmark}, item {case.item.id}, cannot be shown: {error} "
+                f"Mend or replace it; the answers so far are kept."
+            ) from None
 
     def features(self, images: Sequence[Any], keys: Sequence[str]) -> list[VisionFeatures]:
         """Return the encoder's features of pictures, each computed once.

@@ -1,4 +1,4 @@
-"""Hands a finished evaluation to `mmlm.reports`, with its pictures and what the model is made of."""
+"""Hands a finished evaluation to `mmlm.reports`, with its pictures and the parts of the model."""
 
 from __future__ import annotations
 

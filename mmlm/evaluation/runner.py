@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -36,6 +36,8 @@ from mmlm.reports import plain_table, scores_table
 from mmlm.reports.progress import ProgressLine
 
 DEFAULT_CONDITIONS: tuple[Condition, ...] = ("image", "blind", "shuffled")
+
+_MOST_CHARACTERS = 200_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ class Evaluation:
         raise EvaluationError(
             f"{set_name}/{question}/{condition} was not measured. Measured: {known}."
         )
+
+
+class _Pass(NamedTuple):
+    """One kind of question of a benchmark in one condition."""
+
+    benchmark: Benchmark
+    kind: str
+    condition: Condition
+    cases: list[Case]
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ def evaluate(
     if fresh:
         log_path.unlink(missing_ok=True)
     plan = [
-        (benchmark, kind, condition, found)
+        _Pass(benchmark, kind, condition, found)
         for benchmark in loaded
         for kind in benchmark.kinds
         for condition in conditions
@@ -221,7 +232,7 @@ def _cases(
 
 
 def _answer(
-    plan: Sequence[tuple[Benchmark, str, Condition, list[Case]]],
+    plan: Sequence[_Pass],
     backend: Backend,
     log: AnswerLog,
     *,
@@ -286,6 +297,7 @@ def _answer_batch(batch: Sequence[_Job], backend: Backend) -> list[dict[str, Any
         ]
     else:
         values = [{"answer": text} for text in backend.answer(found, benchmark.settings)]
+        _check_lengths(found, [value["answer"] for value in values])
     if len(values) != len(found):
         raise EvaluationError(
             f"{len(found)} questions were asked and {len(values)} answers came back; which belongs "
@@ -303,6 +315,17 @@ def _answer_batch(batch: Sequence[_Job], backend: Backend) -> list[dict[str, Any
     ]
 
 
+def _check_lengths(found: Sequence[Case], answers: Sequence[str]) -> None:
+    """Refuse an answer that no scorer should read; cutting it would score something else."""
+    for case, answer in zip(found, answers, strict=False):
+        if len(answer) > _MOST_CHARACTERS:
+            raise EvaluationError(
+                f"The answer to {case.benchmark}, item {case.item.id}, has {len(answer):,} "
+                f"characters; at most {_MOST_CHARACTERS:,} are scored. Lower "
+                f"generate.max_new_tokens, or look at what answers."
+            )
+
+
 def _text(line: dict[str, Any], case: Case) -> str:
     """Return an answer as text; by likelihood, the first of the likeliest choices."""
     if "likelihoods" not in line:
@@ -312,7 +335,7 @@ def _text(line: dict[str, Any], case: Case) -> str:
 
 
 def _details(
-    plan: Sequence[tuple[Benchmark, str, Condition, list[Case]]],
+    plan: Sequence[_Pass],
     predictions: Sequence[list[Prediction]],
     *,
     seed: int,

@@ -20,6 +20,8 @@ _SIDE_PX = 208
 _CARD_PX = (232, 372)
 _GAP_PX = 16
 _HEAD_PX = 72
+_MOST_LETTERS = 240
+"""Letters of a line that are measured; far more than any line of a card has room for."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -132,7 +134,7 @@ _FONTS: dict[int, Font] = {}
 
 def fit(draw: ImageDraw.ImageDraw, text: str, face: Font, room_px: int) -> str:
     """Shorten a line to the room that there is."""
-    text = " ".join(text.split())
+    text = " ".join(text[:_MOST_LETTERS].split())
     if draw.textlength(text, font=face) <= room_px:
         return text
     while text and draw.textlength(text + "…", font=face) > room_px:

@@ -49,11 +49,22 @@ def colours(tmp_path):
         Image.new("RGB", (8 + number, 8), thing).save(folder / f"{number}.png")
         options = [thing, *(name for name in THINGS if name != thing)][:4]
         options = options[number % 4 :] + options[: number % 4]
-        common = {"image": f"{number}.png", "answer": thing, "thing": thing, "style": f"s{number % 2}"}
+        common = {
+            "image": f"{number}.png",
+            "answer": thing,
+            "thing": thing,
+            "style": f"s{number % 2}",
+        }
         rows.append({"id": f"n{number}", "kind": "name", "question": "Which colour?", **common})
         question = f"Which colour: {', '.join(options)}?"
         rows.append(
-            {"id": f"c{number}", "kind": "choice", "question": question, "choices": options, **common}
+            {
+                "id": f"c{number}",
+                "kind": "choice",
+                "question": question,
+                "choices": options,
+                **common,
+            }
         )
     write_rows(folder, rows)
     (folder / "colours.yaml").write_text(

@@ -82,9 +82,9 @@ class BoxConfig(ScorerConfig):
 
     def fault(self, target: Target) -> str | None:
         """Refuse a row without a box."""
-        try:
-            for reference in target.references:
+        for reference in target.references:
+            try:
                 _reference(reference)
-        except ValueError:
-            return f"its answer must be a box [left, top, right, bottom] (got {reference!r:.60})"
+            except ValueError:
+                return f"its answer must be a box [left, top, right, bottom] (got {reference!r})"
         return super().fault(target)

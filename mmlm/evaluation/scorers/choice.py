@@ -18,7 +18,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _ALONE = re.compile(r"^\W*([A-Za-z])\W*$")
 _LEADING = re.compile(r"^\W*([A-Z])\s?(?:[.):]|\*\*)\s*\S")
-_SAID = re.compile(r"(?:answer|option|choice)(?: is|:)?\W{0,3}\(?\*{0,2}([A-Z])\b(?!')")
+_SAID = re.compile(r"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is|:)?\W{0,3}\(?\*{0,2}([A-Z])\b(?!')")
 _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
 
 
@@ -39,8 +39,9 @@ def read_choice(answer: str, choices: Sequence[str]) -> int | None:
     >>> [read_choice(text, options) for text in ("a dog and an ant", "", "E")]
     [None, None, None]
     """
-    texts = [plain(choice) for choice in choices]
-    said = plain(answer)
+    # An option such as "A" has no words without its article.
+    texts = [plain(choice) or choice.casefold() for choice in choices]
+    said = plain(answer) or answer.strip().casefold()
     if said and texts.count(said) == 1:
         return texts.index(said)
     if letter := _ALONE.match(answer):

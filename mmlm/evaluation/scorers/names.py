@@ -6,7 +6,7 @@ import string
 from collections.abc import Sequence
 
 from mmlm.evaluation.scorers.base import Mark, ScorerConfig, Target, scorers
-from mmlm.evaluation.scorers.text import find, plain, stems_of
+from mmlm.evaluation.scorers.text import find, joined_stems, plain, stems_of, windows
 
 
 def exact(answer: str, references: Sequence[str], *, dialect: str = "mmlm") -> float:
@@ -62,11 +62,10 @@ def names_in(answer: str, vocabulary: Sequence[str]) -> list[str]:
     ['red panda', 'dog']
     """
     stems = stems_of(answer)
-    places = [
-        (end - start, start, name)
-        for name in dict.fromkeys(vocabulary)
-        for start, end in find(stems, stems_of(name))
-    ]
+    known: dict[str, str] = {}
+    for name in vocabulary:
+        known.setdefault(joined_stems(name), name)
+    places = [(end - start, start, known[joined]) for start, end, joined in windows(stems, known)]
     taken: set[int] = set()
     kept: list[tuple[int, str]] = []
     for width, start, name in sorted(places, key=lambda place: (-place[0], place[1])):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _NOT_A_WORD = re.compile(r"[^\w%$€£+#°.,/-]+|(?<!\d)[.,/-]|[.,/-](?!\d)|_")
@@ -68,18 +70,30 @@ def find(stems: list[str], name: list[str]) -> list[tuple[int, int]]:
     >>> find(stems_of("a category"), stems_of("cat"))
     []
     """
-    wanted = "".join(name)
-    if not wanted:
-        return []
-    places: list[tuple[int, int]] = []
+    return [(start, end) for start, end, _ in windows(stems, {"".join(name)})]
+
+
+def windows(stems: list[str], wanted: Iterable[str]) -> list[tuple[int, int, str]]:
+    """Find every run of words that, written together, is one of the wanted; one pass for all.
+
+    >>> windows(["red", "panda", "bear"], {"redpanda", "panda"})
+    [(0, 2, 'redpanda'), (1, 2, 'panda')]
+    """
+    names = {name for name in wanted if name}
+    longest = max(map(len, names), default=0)
+    places: list[tuple[int, int, str]] = []
     for start in range(len(stems)):
         joined = ""
         for end in range(start, len(stems)):
             joined += stems[end]
-            if len(joined) >= len(wanted):
+            if len(joined) > longest:
                 break
-        else:
-            continue
-        if joined == wanted:
-            places.append((start, end + 1))
+            if joined in names:
+                places.append((start, end + 1, joined))
     return places
+
+
+@lru_cache(maxsize=1 << 16)
+def joined_stems(text: str) -> str:
+    """Return the words of a text in the singular, written together."""
+    return "".join(stems_of(text))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from mmlm.evaluation.scorers.base import Mark, ScorerConfig, Target, scorers
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-_NUMBERS = dict(
+_NUMBERS: dict[str, str] = dict(
     zip(
         ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
          "ten"),
