@@ -49,7 +49,8 @@ class Chooser:
 
         Log-probabilities are the model's own, before temperature and the like.
         """
-        scores = self._processors(self._ids, logits.clone())
+        change: Any = self._processors  # its annotations ask for legacy tensor classes
+        scores = change(self._ids, logits.clone())
         if self._samples:
             chances = torch.softmax(scores, dim=-1)
             token = int(torch.multinomial(chances, 1, generator=self._generator))

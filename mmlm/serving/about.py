@@ -77,8 +77,9 @@ def read_about(source: str | Path) -> About:
         if told is not None:
             return told.model_copy(update=_complete(told, place, title))
     home = folder if (folder / "config.json").is_file() else folder / "model"
-    card = home / "README.md"
-    learned = _from_card(card.read_text("utf-8", errors="replace")) if card.is_file() else ""
+    cards = (place / "README.md" for place in (home, folder))
+    texts = (card.read_text("utf-8", errors="replace") for card in cards if card.is_file())
+    learned = next((told for text in texts if (told := _from_card(text))), "")
     return About(title=title, learned=learned, parts=_parts_of(home / "config.json"))
 
 

@@ -282,9 +282,10 @@ def _settings() -> list[Any]:
 
 def _chosen(dials: Sequence[Any]) -> GenerationSettings:
     temperature, top_p, longest, penalty, seed = dials
+    seed = str(seed or "").strip()
     return GenerationSettings(
         temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(longest),
-        repetition_penalty=float(penalty), seed=int(seed) if str(seed or "").isdecimal() else None,
+        repetition_penalty=float(penalty), seed=int(seed) if seed.isdecimal() else None,
     )  # fmt: skip
 
 
@@ -293,7 +294,8 @@ def _wire(
     dials: list[Any], fresh: gr.Button,
 ) -> None:  # fmt: skip
     """Say what happens when somebody sends, stops, retries, edits, takes back or clears."""
-    num, quiet = len(talks), {"api_visibility": "private", "show_progress": "hidden"}
+    num = len(talks)
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
     def answer_by(which: Sequence[int]) -> Any:
         def answer(request: gr.Request, *values: Any) -> Iterator[Any]:
@@ -360,14 +362,16 @@ def _wire_api(page: ChatPage, dials: list[Any]) -> None:
     button = gr.Button(visible=False)
 
     def chat(
-        request: gr.Request, message: Any, history: History, *values: Any
-    ) -> Iterator[tuple[str, History]]:
+        request: gr.Request, message: Any, history: History, temperature: float, top_p: float,
+        max_new_tokens: int, repetition_penalty: float, seed: str,
+    ) -> Iterator[tuple[str, History]]:  # fmt: skip
         try:
             turns = asked(message, history, page.limits)
         except MMLMError as fault:
             raise gr.Error(str(fault)) from fault
-        whole: list[History] = [[*history, *turns]] + [[] for _ in page.speakers[1:]]
-        for shown in page.answer([0], whole, _chosen(values), _visitor(request)):
+        settings = _chosen([temperature, top_p, max_new_tokens, repetition_penalty, seed])
+        whole: list[History] = [[*history, *turns], *([] for _ in page.speakers[1:])]
+        for shown in page.answer([0], whole, settings, _visitor(request)):
             content = shown[0][-1]["content"]
             if len(content) > 1 and FAULT_MARK in content[1]:
                 raise gr.Error(words_of_fault(content[1]))
