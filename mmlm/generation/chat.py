@@ -1,4 +1,4 @@
-"""A conversation that remembers what was said and shown."""
+"""A conversation that remembers what was said and shown, and keeps its cache between turns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
 from mmlm.generation.batch import answer_batch
+from mmlm.generation.session import Sessions
 from mmlm.generation.settings import GenerationSettings, Request
-from mmlm.generation.stream import stream
 from mmlm.messages import Message, assistant, user
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
@@ -30,8 +30,7 @@ class Chat:
         settings: GenerationSettings | None = None,
         messages: Sequence[Message] = (),
     ) -> None:
-        self._model = model
-        self._processor = processor
+        self._sessions = Sessions(model, processor)
         self.settings = settings or GenerationSettings()
         self.messages: list[Message] = list(messages)
 
@@ -56,19 +55,24 @@ class Chat:
         turn = user(text, images)
         if stream:
             return self._stream(turn)
-        request = Request(messages=(*self.messages, turn))
-        (answer,) = answer_batch(self._model, self._processor, [request], self.settings)
-        self.messages += [turn, assistant(answer.text)]
-        return answer.text
+        said = self._answer([*self.messages, turn])
+        self.messages += [turn, assistant(said)]
+        return said
+
+    def _answer(self, messages: Sequence[Message]) -> str:
+        if self.settings.num_beams == 1:
+            return self._sessions.answer(messages, self.settings)[0]
+        # A beam search keeps several answers at once, and none of their caches.
+        request = Request(messages=tuple(messages))
+        model, processor = self._sessions.model, self._sessions.processor
+        return answer_batch(model, processor, [request], self.settings)[0].text
 
     def _stream(self, turn: Message) -> Iterator[str]:
         heard: list[str] = []
         try:
-            for piece in stream(
-                self._model, self._processor, [*self.messages, turn], self.settings
-            ):
-                heard.append(piece)
-                yield piece
+            for piece in self._sessions.stream([*self.messages, turn], self.settings):
+                heard.append(piece.text)
+                yield piece.text
         finally:
             self.messages += [turn, assistant("".join(heard).strip())]
 
