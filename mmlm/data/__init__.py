@@ -23,4 +23,5 @@ from mmlm.data.schema import CAUSES as CAUSES
 from mmlm.data.schema import BadRowError as BadRowError
 from mmlm.data.schema import Drop as Drop
 from mmlm.data.schema import Sample as Sample
+from mmlm.data.sources_built import BuiltConfig as BuiltConfig
 from mmlm.data.sources_files import FileSource as FileSource

@@ -330,7 +330,7 @@ class StageRun:
             "lr": factor * max(self.stage.patterns.values()),
             "grad_norm": float(norm),
             "tokens": step.num_tokens,
-            "tokens_per_second": step.num_tokens / max(seconds, 1e-9),
+            "useful_tokens_per_second": step.num_tokens / max(seconds, 1e-9),
             "samples": self.samples,
             "dropped": self.quarantine.dropped,
             "room": 1.0 - step.num_tokens / max(step.capacity_tokens, 1),

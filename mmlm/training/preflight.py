@@ -1,0 +1,127 @@
+"""`mmlm check` and `--dry-run`: what a recipe will do, before it does it.
+
+The model is composed and the data are opened as for training; a few hundred samples are planned,
+and one step is not taken. What would silently go wrong is an error here: a pattern that
+matches nothing, samples of which nothing is learnt, packed samples that see each other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from mmlm.data.mixture import Mixture
+from mmlm.data.planning import Planner
+from mmlm.data.preview import Survey, as_terminal, survey
+from mmlm.data.schema import CAUSES
+from mmlm.errors import DataError
+from mmlm.hub import opens_in
+from mmlm.training.learning import freeze, matching, table
+from mmlm.training.memory import memory_here, plan_memory
+from mmlm.training.recipe import StageConfig
+from mmlm.training.stage import Run, packing_of
+
+if TYPE_CHECKING:
+    from mmlm.training.trainer import Trainer
+
+_NUM_SURVEYED = 300
+_NUM_SHOWN = 2
+
+
+def check(trainer: Trainer) -> None:
+    """Build everything, say what would happen, and stop before the first step.
+
+    Raises:
+        DataError: if nothing would be learnt from a stage's data.
+        ConfigError: if the recipe says something impossible.
+    """
+    recipe = trainer.recipe
+    mixtures = [trainer.open_data(stage) for stage in recipe.stages]
+    for stage in recipe.stages:
+        packing_of(recipe, stage)
+    run = trainer.prepare(mixtures)
+    _say_shapes(trainer, run)
+    for number, (stage, mixture) in enumerate(zip(recipe.stages, mixtures, strict=True)):
+        trainer.say(f"\nstage {stage.name} ({number + 1} of {len(mixtures)})")
+        _check_stage(trainer, run, stage, mixture)
+    _say_opens_in(trainer, run)
+    run.log.close()
+    if run.growth is not None:
+        run.growth.log.close()
+
+
+def _say_shapes(trainer: Trainer, run: Run) -> None:
+    """Say what a picture becomes on its way to the language model."""
+    model: Any = run.assistant.model
+    config = model.config
+    counter, facts = config.counter(), config.facts
+    plan = counter.policy.plan(counter.side, counter.side)
+    grid, reached = facts.out_grid(counter.side), counter.grid_of_tile(counter.side)
+    trainer.say(
+        f"picture     {counter.side.height}×{counter.side.width} px, {len(plan.tiles)} tile"
+        f"{'' if len(plan.tiles) == 1 else 's'} ► {grid.rows}×{grid.columns} features of width "
+        f"{facts.width} ► {reached.num_tokens} tokens of width {config.text_config.hidden_size}"
+    )
+
+
+def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture) -> None:
+    model: Any = run.assistant.model
+    trainer.say(table(freeze(model, stage.patterns)))
+    packing, rows_per_step = packing_of(trainer.recipe, stage)
+    planner = Planner(
+        mixture, run.assistant.processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
+    )
+    found = survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
+    _say_survey(trainer, run, stage, mixture, found)
+    trainer.say(
+        f"step        {rows_per_step} row{'s' if rows_per_step > 1 else ''} of "
+        f"{packing.row_tokens:,} tokens, {'packed' if run.attention.packed else 'padded'}"
+    )
+    chosen = set(matching(model, stage.patterns))
+    memory = plan_memory(model, chosen, precision=run.precision, row_tokens=packing.row_tokens)
+    trainer.say(
+        f"memory      {memory.line()}, of {memory_here(run.engine.device) / 2**30:.1f} GiB here; "
+        f"an estimate"
+    )
+    for sample in found.samples[:_NUM_SHOWN]:
+        trainer.say()
+        trainer.say(as_terminal(sample, run.assistant.processor, colour=sys.stdout.isatty()))
+
+
+def _say_survey(
+    trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture, found: Survey
+) -> None:
+    num = len(found.samples) + len(found.drops)
+    counts = ", ".join(f"{name} {count:,}" for name, count in mixture.counts.items())
+    trainer.say(f"data        {counts} rows an epoch; {num:,} looked at")
+    for (source, cause), count in sorted(Counter((d.source, d.cause) for d in found.drops).items()):
+        example = next(d for d in found.drops if (d.source, d.cause) == (source, cause))
+        trainer.say(f"  dropped   {count:,} of {source}: {cause} ({CAUSES[cause]})")
+        trainer.say(f"            such as row {example.row}: {example.detail}")
+    if not found.samples:
+        raise DataError(
+            f"Stage {stage.name} would learn nothing: not one of the first {num} samples can be "
+            f"used. The causes stand above."
+        )
+    tokens, image = found.num_tokens, found.image_tokens(run.assistant.processor.image_token_id)
+    trainer.say(
+        f"samples     {tokens / len(found.samples):.0f} tokens on average, longest "
+        f"{found.longest():,}; {100 * image / tokens:.0f} % are image tokens, "
+        f"{100 * found.num_labels / tokens:.0f} % are learnt"
+    )
+    until = stage.until
+    rows = until.samples or (until.epochs and round(until.epochs * mixture.epoch_rows))
+    if rows:
+        planned = rows * tokens / num
+        trainer.say(
+            f"length      {rows:,} samples, about {planned:,.0f} tokens in "
+            f"{max(1, round(planned / stage.step_tokens)):,} steps"
+        )
+
+
+def _say_opens_in(trainer: Trainer, run: Run) -> None:
+    """Say which tools open the result."""
+    trainer.say("\nopens in")
+    for row in opens_in(run.assistant.model.config):
+        trainer.say(f"  {row.tool:18} {row.verdict:8} {row.reason}")
