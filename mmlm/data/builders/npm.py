@@ -84,7 +84,9 @@ def read_files(archive: Path, names: Iterable[str]) -> dict[str, bytes]:
                 if name in wanted and member.isfile() and (file := tar.extractfile(member)):
                     found[name] = file.read()
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{archive} cannot be read: {error}. Delete it, and it is fetched again.")
+        raise DataError(
+            f"{archive} cannot be read: {error}. Delete it, and it is fetched again."
+        ) from None
     if missing := sorted(wanted - set(found)):
         raise DataError(f"{archive} holds no file {missing[0]!r}.")
     return found
