@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
   /image FILE …   show pictures with the next question
   /undo           take back the last question and its answer
+  /save FILE      write the conversation down, as .md or .json
   /new            begin again, with nothing said and nothing shown
   /help           these words
   /quit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
@@ -100,6 +101,7 @@ class Terminal:
         self._commands: dict[str, Callable[[list[str]], bool]] = {
             "/image": self._image,
             "/undo": self._undo,
+            "/save": self._save,
             "/new": self._new,
             "/help": self._help,
             "/quit": lambda words: False,
@@ -162,6 +164,7 @@ class Terminal:
         if not words:
             raise UsageError("/image needs the path of a picture: /image photo.jpg")
         self.show([Path(word).expanduser() for word in words])
+        self._draw(len(words))
         names = ", ".join(path.name for path in self._shown)
         self._say(f"The next question is asked about {names}.")
         return True
@@ -174,6 +177,25 @@ class Terminal:
         question = self._chat.messages[-2].text
         self._chat.undo()
         self._say(f"Taken back: {question}")
+        return True
+
+    def _draw(self, number: int) -> None:
+        """Show the last pictures as blocks, where the terminal has colours."""
+        from mmlm.cli.chat_loop import blocks, shows_colours
+        from mmlm.images.decode import open_image
+
+        if not self.as_json and shows_colours(sys.stdout):
+            for path in self._shown[-number:]:
+                print(blocks(open_image(path)))
+
+    def _save(self, words: list[str]) -> bool:
+        from mmlm.cli.chat_loop import save_talk
+
+        if len(words) != 1:
+            raise UsageError("/save needs the name of one file: /save talk.md")
+        path = Path(words[0]).expanduser()
+        save_talk(self._chat.messages, path)
+        self._say(f"Written to {path}.")
         return True
 
     def _new(self, words: list[str]) -> bool:
