@@ -9,12 +9,15 @@ which, `mmlm.hub.parity` asserts it), else MMLM's own; `save_delta` writes only 
 """
 
 from mmlm.hub.card import write_card as write_card
+from mmlm.hub.classes import DeepseekVL as DeepseekVL
 from mmlm.hub.classes import FastVLM as FastVLM
 from mmlm.hub.classes import Llava as Llava
 from mmlm.hub.delta import save_delta as save_delta
 from mmlm.hub.load import load_parts as load_parts
 from mmlm.hub.opens import Opens as Opens
 from mmlm.hub.opens import opens_in as opens_in
+from mmlm.hub.push import push as push
+from mmlm.hub.push import push_folder as push_folder
 from mmlm.hub.save import save as save
 from mmlm.hub.save import save_mmlm as save_mmlm
 from mmlm.hub.save import save_stock as save_stock

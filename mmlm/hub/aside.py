@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -40,7 +40,7 @@ OURS = (
 
 
 @contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
+def written_aside(folder: Path) -> Generator[Path]:
     """Give an empty folder to write into; put it in the place of `folder` at the end.
 
     Files of an earlier save in `folder` go away with it; what somebody else put there stays.

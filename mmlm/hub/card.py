@@ -90,7 +90,9 @@ def sources_of(config: MMLMConfig, licences: dict[str, str]) -> list[Source]:
     for part in ("vision", "language"):
         values = (config.sources or {}).get(part) or {}
         weights = values.get("weights")
-        name = _reference(weights) or str(values.get("checkpoint") or values.get("use") or "unknown")
+        name = _reference(weights) or str(
+            values.get("checkpoint") or values.get("use") or "unknown"
+        )
         is_on_hub = not name.startswith("package:") and name.count("/") == 1
         licence = licences.get(part) or _declared(name) or "not declared; ask its publisher"
         parts.append(Source(part, name, is_on_hub, licence, _note(name, values)))
@@ -118,7 +120,7 @@ def _declared(name: str) -> str | None:
         return None
     module = name.removeprefix("package:").split("/")[0]
     for distribution in metadata.packages_distributions().get(module, []):
-        facts = metadata.metadata(distribution)
+        facts: Any = metadata.metadata(distribution)
         classified = [
             line.rsplit(" :: ", 1)[-1]
             for line in facts.get_all("Classifier") or []
@@ -156,7 +158,9 @@ def _parts(config: MMLMConfig, sources: Sequence[Source]) -> str:
 
 
 def _loading(class_name: str) -> str:
-    first = "import mmlm  # teaches transformers the class\n" if class_name.startswith("MMLM") else ""
+    first = (
+        "import mmlm  # teaches transformers the class\n" if class_name.startswith("MMLM") else ""
+    )
     return (
         "## How to load it\n\n"
         "With transformers alone" + (", after one import" if first else "") + ":\n\n"

@@ -164,7 +164,9 @@ def _plain_names(
 
 
 def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+    return (
+        sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+    )
 
 
 def _put_adapters(

@@ -64,8 +64,8 @@ def load_parts(source: str | Path, *, dtype: torch.dtype | None = None) -> Parts
     except Exception as error:
         # Whatever a damaged file makes transformers raise, the reader gets one kind of error.
         raise CheckpointError(
-            f"{folder} cannot be loaded: {type(error).__name__}: {_first_line(error)}. Its files do "
-            f"not fit one another: save, copy or download the folder again."
+            f"{folder} cannot be loaded: {type(error).__name__}: {_first_line(error)}. Its "
+            f"files do not fit one another: save, copy or download the folder again."
         ) from error
 
 
@@ -82,7 +82,12 @@ def find(source: str | Path) -> Path:
     if path.is_file():
         raise CheckpointError(f"{source} is a file. Name the folder that holds config.json.")
     name = str(source)
-    if isinstance(source, Path) or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if (
+        isinstance(source, Path)
+        or path.is_absolute()
+        or name.startswith(".")
+        or name.count("/") != 1
+    ):
         raise CheckpointError(
             f"There is no folder {name!r}, and it is no Hub id (owner/name). Name a model folder."
         )
@@ -103,8 +108,8 @@ def _download(name: str) -> Path:
         )
     except Exception as error:  # the client raises errors of many libraries
         raise CheckpointError(
-            f"{name!r} is no folder here, and the Hub does not give it: {_first_line(error)}. Check "
-            f"the name and the network; log in where the repository is private."
+            f"{name!r} is no folder here, and the Hub does not give it: {_first_line(error)}. "
+            f"Check the name and the network; log in where the repository is private."
         ) from None
 
 
@@ -219,9 +224,14 @@ def build(
                 f"{tuple(wanted[key].shape)}. Either is from another model: download it again."
             )
     del skeleton
-    model, loading = MMLMForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype or torch.float32, output_loading_info=True
+    loaded: Any = MMLMForConditionalGeneration.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype or torch.float32,
+        output_loading_info=True,
     )
+    model, loading = loaded
     left = sorted(set(loading["missing_keys"]) - set(tied)) + sorted(loading["unexpected_keys"])
     if left or loading["mismatched_keys"]:
         raise CheckpointError(
@@ -237,7 +247,10 @@ def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
     Raises:
         CheckpointError: if the tokenizer does not fit the embedding.
     """
-    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+    if (
+        not (folder / "tokenizer_config.json").is_file()
+        and not (folder / "tokenizer.json").is_file()
+    ):
         raise CheckpointError(
             f"{folder} holds no tokenizer (tokenizer.json, tokenizer_config.json). Save or download "
             f"the folder again."

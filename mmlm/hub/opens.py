@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from mmlm.hub.stock import Match, match
+from mmlm.hub.stock import Match, match, tower_of
 from mmlm.modeling import MMLMConfig
 
 Verdict = Literal["yes", "no", "untried"]
@@ -31,7 +31,9 @@ def opens_in(config: MMLMConfig) -> list[Opens]:
         return _own_class(found)
     name = found.target.class_name
     rows = [
-        Opens("transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"),
+        Opens(
+            "transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"
+        ),
         Opens("pipeline", "yes", 'pipeline("image-text-to-text"), without MMLM installed'),
     ]
     return rows + (_llava(config) if name == "LlavaForConditionalGeneration" else _other(name))
@@ -48,7 +50,7 @@ def _own_class(found: Match) -> list[Opens]:
 
 
 def _llava(config: MMLMConfig) -> list[Opens]:
-    tower, text = config.vision_config.model_type, config.text_config.model_type
+    tower, text = tower_of(config)["model_type"], config.text_config.model_type
     if tower not in VLLM_TOWERS:
         vllm = Opens("vLLM", "no", f"its LLaVA takes CLIP, SigLIP and Pixtral towers, not {tower}")
         sglang = Opens("SGLang", "untried", f"its tables do not name {tower} for LLaVA")
@@ -75,4 +77,6 @@ def _llava(config: MMLMConfig) -> list[Opens]:
 
 def _other(name: str) -> list[Opens]:
     tools = ("transformers serve", "vLLM", "SGLang", "llama.cpp", "lmms-eval")
-    return [Opens(tool, "untried", f"nobody ran it on {name} of this library yet") for tool in tools]
+    return [
+        Opens(tool, "untried", f"nobody ran it on {name} of this library yet") for tool in tools
+    ]

@@ -8,7 +8,7 @@ same is a wrong class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from mmlm.errors import CheckpointError
 from mmlm.messages import Message, to_openai, user
-from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 
 # Both sides do the same operations on the same numbers; only the order of some additions may
@@ -62,7 +61,7 @@ def probe_messages() -> list[Message]:
 
 
 @torch.no_grad()
-def listen(model: MMLMForConditionalGeneration, processor: MMLMProcessor) -> Heard:
+def listen(model: Any, processor: MMLMProcessor) -> Heard:
     """Ask the model in memory; its weights are lifted to float32 for the time being."""
     encoded = processor.encode_chat(probe_messages(), add_generation_prompt=True)
     assert encoded.pixel_values is not None
@@ -86,9 +85,10 @@ def listen_to_folder(folder: Path, processor: MMLMProcessor, device: torch.devic
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     theirs = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    model, loading = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
+    model, loading = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if faults := loading.get(kind):
             raise CheckpointError(
@@ -172,7 +172,7 @@ def _differs(class_name: str, what: str) -> CheckpointError:
 
 
 @contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Generator[None]:
     """Lift all weights to float32, in evaluation mode; afterwards the very same tensors return."""
     was_training = {name: module.training for name, module in model.named_modules()}
     held = [
@@ -190,4 +190,3 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             tensor.data = data
         for name, module in model.named_modules():
             module.training = was_training[name]
-

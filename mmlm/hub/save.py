@@ -166,7 +166,7 @@ def portable(config: MMLMConfig) -> MMLMConfig:
     copy = MMLMConfig.from_dict(config.to_dict())
     for inner in (copy, copy.text_config, copy.vision_config):
         if inner is not None:
-            inner._name_or_path = ""
+            inner._name_or_path = ""  # pyright: ignore[reportPrivateUsage]
     copy.vision = without_paths(config.vision)
     copy.sources = without_paths(config.sources)
     return copy
@@ -191,7 +191,7 @@ def _write_config(config: PretrainedConfig, model: Any, folder: Path) -> None:
 def generation_config(
     model: MMLMForConditionalGeneration, processor: MMLMProcessor
 ) -> GenerationConfig:
-    """Return what `answer` does: greedy, and stopping at the end of the turn; nothing else of the base."""
+    """Return what `answer` does: greedy, up to the end of the turn; nothing of the base."""
     stops = list(processor.chat.stop_ids)
     padding = processor.tokenizer.pad_token_id
     return GenerationConfig(

@@ -42,6 +42,9 @@ class StockClass(PartConfig):
     parts: ClassVar[str]
     """The composition that it equals, in a line, for `mmlm check` and the docs."""
 
+    rank: ClassVar[int] = 100
+    """Where several classes compute the same, the lowest rank is written: the best known one."""
+
     def why_not(self, config: MMLMConfig) -> list[str]:
         """Return the conditions that this composition does not meet; empty if it equals."""
         raise NotImplementedError
@@ -103,8 +106,7 @@ class Match(NamedTuple):
 def match(config: MMLMConfig) -> Match:
     """Find the stock class that a composition equals, or the nearest one and what is missing."""
     best: Match | None = None
-    for name in stock_classes:
-        target = stock_classes[name]()
+    for target in sorted((stock_classes[name]() for name in stock_classes), key=_rank):
         reasons = target.why_not(config)
         if not reasons:
             return Match(target, [], target)
@@ -113,6 +115,10 @@ def match(config: MMLMConfig) -> Match:
     assert best is not None
     name = best.nearest.class_name if best.nearest else "a stock class"
     return best._replace(reasons=[f"not {name}: {reason}" for reason in best.reasons])
+
+
+def _rank(target: StockClass) -> tuple[int, str]:
+    return target.rank, target.use
 
 
 def stock_class_of(model_type: str, *, origin: str) -> StockClass:
@@ -178,6 +184,23 @@ def grid_reasons(config: MMLMConfig) -> list[str]:
             f"{facts.grid[0] * facts.stride}"
         ]
     return []
+
+
+def tower_of(config: MMLMConfig) -> dict[str, Any]:
+    """Return the vision tower's config as a stock config takes it."""
+    assert config.vision_config is not None  # `why_not` has seen to it
+    return _anonymous(config.vision_config)
+
+
+def text_of(config: MMLMConfig) -> dict[str, Any]:
+    """Return the language model's config as a stock config takes it."""
+    return _anonymous(config.text_config)
+
+
+def _anonymous(config: PretrainedConfig) -> dict[str, Any]:
+    """Return a copy as plain values: stock configs change what they are given, and keep paths."""
+    hidden = ("_name_or_path", "transformers_version")
+    return {key: value for key, value in config.to_dict().items() if key not in hidden}
 
 
 _RESAMPLE = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
@@ -255,13 +278,28 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
             "side": [int(pixels) for pixels in sides],
             "mean": [float(value) for value in values["image_mean"]],
             "std": [float(value) for value in values["image_std"]],
-            "resample": names[int(values.get("resample", 3))],
+            "resample": names[int(values["resample"])] if values.get("resample") is not None else "bicubic",
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{origin}: the image processor has no readable image_mean, image_std or resample "
             f"({error!r}). Mend the file, or download it again."
         ) from None
+
+
+def read_count(values: dict[str, Any], key: str, *, origin: str) -> int:
+    """Return a whole number of a stock folder's processor.
+
+    Raises:
+        CheckpointError: if it is missing or no number.
+    """
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise CheckpointError(
+            f"{origin}/processor_config.json: `{key}` must be a whole number (got {value!r}). Mend "
+            f"the file, or download it again."
+        )
+    return value
 
 
 def _zoom(edge: Any, sides: tuple[Any, Any], origin: str) -> float:

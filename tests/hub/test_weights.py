@@ -42,7 +42,9 @@ def test_a_shard_of_another_model_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_SIZE", 100)
     write_state({"a": torch.ones(20), "b": torch.zeros(20)}, tmp_path)
     save_file({"c": torch.ones(2)}, sorted(tmp_path.glob("model-*.safetensors"))[1])
-    with pytest.raises(CheckpointError, match="promises 1 tensors that no shard holds, such as 'b'"):
+    with pytest.raises(
+        CheckpointError, match="promises 1 tensors that no shard holds, such as 'b'"
+    ):
         read_state(tmp_path)
 
 
@@ -51,7 +53,9 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, keep):
     write_state({"a": torch.ones(100)}, tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors .* is no whole safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors .* is no whole safetensors file"
+    ):
         read_state(tmp_path)
 
 
@@ -63,7 +67,9 @@ def test_a_header_that_claims_terabytes_is_refused(tmp_path):
 
 def test_pickled_weights_are_refused_by_name(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin, a pickled file.*safetensors only"):
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model\.bin, a pickled file.*safetensors only"
+    ):
         read_state(tmp_path)
 
 

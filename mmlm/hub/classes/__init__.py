@@ -5,5 +5,6 @@ tests find it through the registry. The order of the imports does not matter: a 
 equals at most one of them, or several that compute the same, of which the first by name is taken.
 """
 
+from mmlm.hub.classes.deepseek_vl import DeepseekVL as DeepseekVL
 from mmlm.hub.classes.fastvlm import FastVLM as FastVLM
 from mmlm.hub.classes.llava import Llava as Llava

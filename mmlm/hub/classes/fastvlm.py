@@ -35,10 +35,11 @@ from mmlm.hub.stock import (
     grid_reasons,
     image_reasons,
     stock_classes,
+    text_of,
+    tower_of,
 )
 from mmlm.modeling import MMLMConfig
 from mmlm.processing import MMLMProcessor
-
 
 PROJECTOR = "model.multi_modal_projector."
 
@@ -50,6 +51,7 @@ class FastVLM(StockClass):
     class_name = "FastVlmForConditionalGeneration"
     model_type = "fast_vlm"
     parts = "a CNN or hybrid of timm with `feature: final`; mlp of depth 2"
+    rank = 10
 
     def why_not(self, config: MMLMConfig) -> list[str]:
         """Return the conditions that this composition does not meet."""
@@ -63,8 +65,8 @@ class FastVLM(StockClass):
         from transformers import FastVlmConfig
 
         return FastVlmConfig(
-            vision_config=config.vision_config.to_dict(),
-            text_config=config.text_config.to_dict(),
+            vision_config=tower_of(config),
+            text_config=text_of(config),
             image_token_index=config.image_token_id,
             image_seq_length=config.counter().tokens_per_tile,
             projector_hidden_act=activation_of(config),
@@ -107,7 +109,12 @@ class FastVLM(StockClass):
         """Return the composition that a FastVLM folder describes."""
         tower = stock.vision_config
         facts = read_facts(
-            processor, width=tower.hidden_size, patch=None, dropped=0, feature="final", origin=origin
+            processor,
+            width=tower.hidden_size,
+            patch=None,
+            dropped=0,
+            feature="final",
+            origin=origin,
         )
         return MMLMConfig(
             text_config=stock.text_config,
@@ -124,7 +131,7 @@ class FastVLM(StockClass):
 def _tower_reasons(config: MMLMConfig) -> list[str]:
     """Return why FastVLM cannot hold this encoder."""
     facts, tower = config.facts, config.vision_config
-    if getattr(tower, "model_type", None) != "timm_wrapper":
+    if tower is None or tower.model_type != "timm_wrapper":
         return ["the encoder is not of timm (`vision: {use: timm, feature: final}`)"]
     if facts.feature != "final":
         return [f"the feature is {facts.feature} (FastVLM takes `feature: final`)"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,11 @@ from mmlm.hub.stock import (
     grid_reasons,
     image_processor,
     image_reasons,
+    read_count,
     read_image_processor,
     stock_classes,
+    text_of,
+    tower_of,
 )
 from mmlm.modeling import MMLMConfig
 from mmlm.processing import MMLMProcessor
@@ -53,6 +56,7 @@ class Llava(StockClass):
     class_name = "LlavaForConditionalGeneration"
     model_type = "llava"
     parts = "a ViT of transformers, one hidden state, without CLS or with all; linear or mlp"
+    rank = 0
 
     def why_not(self, config: MMLMConfig) -> list[str]:
         """Return the conditions that this composition does not meet."""
@@ -65,14 +69,16 @@ class Llava(StockClass):
         """Return a `LlavaConfig`."""
         from transformers import LlavaConfig
 
+        layer = layer_of(config)
+        assert layer is not None  # `why_not` has seen to it
         return LlavaConfig(
-            vision_config=config.vision_config.to_dict(),
-            text_config=config.text_config.to_dict(),
+            vision_config=tower_of(config),
+            text_config=text_of(config),
             image_token_index=config.image_token_id,
             image_seq_length=config.counter().tokens_per_tile,
             projector_hidden_act=activation_of(config),
             multimodal_projector_bias=bias_of(config),
-            vision_feature_layer=layer_of(config),
+            vision_feature_layer=layer,
             vision_feature_select_strategy=strategy_of(config.facts),
             tie_word_embeddings=config.tie_word_embeddings,
         )
@@ -83,7 +89,7 @@ class Llava(StockClass):
 
     def key_map(self, config: MMLMConfig) -> KeyMap:
         """Return the pairs of our prefixes and those of LLaVA's published layout."""
-        deeper = config.vision_config.model_type in DEEPER
+        deeper = tower_of(config)["model_type"] in DEEPER
         return KeyMap(
             (
                 (LANGUAGE, "language_model.model."),
@@ -147,7 +153,7 @@ def layer_of(config: MMLMConfig) -> int | None:
     return -1 if feature == "last_hidden_state" and tower in LAST_IS_PLAIN else None
 
 
-def strategy_of(facts: VisionFacts) -> str:
+def strategy_of(facts: VisionFacts) -> Literal["full", "default"]:
     """Return LLaVA's word for which tokens it uses: it can drop the first one or nothing."""
     return "full" if facts.kept_prefix == facts.num_prefix else "default"
 
@@ -250,7 +256,9 @@ def read_facts(
             f"{origin}/processor_config.json: `patch_size` must be a number of pixels "
             f"(got {stride!r}). Mend the file, or download it again."
         )
-    prefix = int(processor.get("num_additional_image_tokens") or 0)
+    prefix = 0
+    if processor.get("num_additional_image_tokens") is not None:
+        prefix = read_count(processor, "num_additional_image_tokens", origin=origin)
     rows, columns = (pixels // stride for pixels in seen["side"])
     return VisionFacts(
         width=width,
@@ -309,9 +317,7 @@ def in_published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def fold_projector(
-    state: Mapping[str, Tensor], prefix: str, *, origin: str
-) -> dict[str, Tensor]:
+def fold_projector(state: Mapping[str, Tensor], prefix: str, *, origin: str) -> dict[str, Tensor]:
     """Join two linear layers without an activation into one."""
     folded = dict(state)
     try:
