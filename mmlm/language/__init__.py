@@ -24,4 +24,6 @@ from mmlm.language.loader import CausalLMConfig as CausalLMConfig
 from mmlm.language.loader import load_language as load_language
 from mmlm.language.template import IMAGE_TOKEN as IMAGE_TOKEN
 from mmlm.language.template import wrap_template as wrap_template
+from mmlm.language.traits import LanguageTraits as LanguageTraits
+from mmlm.language.traits import traits_of as traits_of
 from mmlm.language.vocabulary import add_image_token as add_image_token

@@ -131,8 +131,7 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            spans: list[Any]
-            texts, spans = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[_blind(messages)],
                 chat_template=self.template,
                 add_generation_prompt=add_generation_prompt,
@@ -141,8 +140,8 @@ class Renderer:
             )
         except (JinjaError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise TemplateError(_refusal(messages, error)) from None
-        marked: list[tuple[int, int]] = [(a, b) for a, b in spans[0]] if markers else []
-        return texts[0], marked
+        texts, spans = rendered
+        return texts[0], [(begin, end) for begin, end in spans[0]] if markers else []
 
 
 def _blind(messages: Sequence[Message]) -> list[dict[str, Any]]:
