@@ -124,8 +124,27 @@ def _greedy(processor: MMLMProcessor) -> dict[str, Any]:
     }
 
 
-def assert_same(ours: Heard, theirs: Heard, *, class_name: str) -> float:
+def rounded_tables(model: nn.Module) -> str:
+    """Return the hint that belongs to a model whose computed tables were rounded, or nothing."""
+    stored = set(model.state_dict())
+    half = (torch.bfloat16, torch.float16)
+    rounded = [n for n, b in model.named_buffers() if n not in stored and b.dtype in half]
+    if not rounded:
+        return ""
+    return (
+        f" Its computed tables were rounded ({rounded[0]}), as `to(dtype)` and `half()` do; "
+        f"`model.cast(dtype)` leaves them exact."
+    )
+
+
+def assert_same(ours: Heard, theirs: Heard, *, class_name: str, hint: str = "") -> float:
     """Compare what both sides made of the probe.
+
+    Args:
+        ours: What the model in memory made of it.
+        theirs: What the folder made of it.
+        class_name: The stock class, for the message.
+        hint: What is known about the model that may explain a difference in logits.
 
     Returns:
         The largest difference between logits, relative to the largest logit.
@@ -147,7 +166,8 @@ def assert_same(ours: Heard, theirs: Heard, *, class_name: str) -> float:
     apart = float((ours.logits - theirs.logits).abs().max()) / scale
     if not apart <= TOLERANCE:
         raise _differs(
-            class_name, f"the logits differ by {apart:.1e} of the largest, more than {TOLERANCE:g}"
+            class_name,
+            f"the logits differ by {apart:.1e} of the largest, more than {TOLERANCE:g}.{hint}",
         )
     if ours.answer.tolist() != theirs.answer.tolist():
         raise _differs(

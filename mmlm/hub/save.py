@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from mmlm.errors import CheckpointError
 from mmlm.hub.aside import written_aside
 from mmlm.hub.card import write_card
-from mmlm.hub.parity import assert_same, listen, listen_to_folder
+from mmlm.hub.parity import assert_same, listen, listen_to_folder, rounded_tables
 from mmlm.hub.stock import StockClass, match, refuse
 from mmlm.hub.weights import MANIFEST, hash_weights, write_state
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
@@ -97,7 +97,12 @@ def save_stock(
         target.processor(model.config, processor, tokenizer).save_pretrained(aside)
         generation_config(model, processor).save_pretrained(aside)
         heard = listen_to_folder(aside, processor, model.device)
-        apart = assert_same(listen(model, processor), heard, class_name=target.class_name)
+        apart = assert_same(
+            listen(model, processor),
+            heard,
+            class_name=target.class_name,
+            hint=rounded_tables(model),
+        )
         write_papers(model, aside, target.class_name, recipe, notes or {}, apart)
     return apart
 

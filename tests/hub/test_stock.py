@@ -227,7 +227,7 @@ def test_why_not_needs_no_weights_and_names_the_nearest_class(tmp_path):
 
 def test_bfloat16_weights_are_written_as_they_are_and_stay_the_same_tensors(tmp_path):
     assistant = compose_tiny(tmp_path)
-    model = assistant.model.to(torch.bfloat16)
+    model = assistant.model.cast(torch.bfloat16)
     before = {name: value.data_ptr() for name, value in model.named_parameters()}
     assert assistant.save(tmp_path / "model") == []
     assert {name: value.data_ptr() for name, value in model.named_parameters()} == before
@@ -235,6 +235,14 @@ def test_bfloat16_weights_are_written_as_they_are_and_stay_the_same_tensors(tmp_
     assert {value.dtype for value in again.parameters()} == {torch.bfloat16}
     for name, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_rounded_rotary_tables_are_refused_with_the_mend(tmp_path):
+    """`to(dtype)` rounds what no checkpoint holds, so the folder would answer otherwise."""
+    assistant = compose_tiny(tmp_path)
+    assistant.model.to(torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"inv_freq.*model\.cast\(dtype\)"):
+        assistant.save(tmp_path / "model")
 
 
 def test_saving_leaves_training_mode_and_gradients_alone(tmp_path):
