@@ -26,6 +26,7 @@ from mmlm.registry import Registry
 LANGUAGE = "model.language"
 """The language part of the joined model."""
 _NAME = "default"
+_FOUR_BITS = "Linear4bit"
 # Layers whose weight the fused kernels of state-space models read past `forward`, on a GPU only.
 _READ_BY_KERNELS = ("out_proj", "conv1d")
 # Merging rounds each weight once. Largest relative difference of logits seen in float32: 3e-6; an
@@ -264,7 +265,9 @@ def merge_adapters(model: Any) -> float:
         model.set_submodule(name, layer)
     difference = float((_probe(model) - before).abs().max() / before.abs().max().clamp_min(1e-9))
     dtype = model.get_input_embeddings().weight.dtype
-    limit = _MERGE_FLOAT32 if str(dtype) == "torch.float32" else _MERGE_HALVES
+    # The 4-bit kernels of a CPU compute in bfloat16, whatever the precision around them.
+    halves = str(dtype) != "torch.float32" or any(_is_quantised(layer) for layer in tuned.values())
+    limit = _MERGE_HALVES if halves else _MERGE_FLOAT32
     if not difference <= limit:
         for name, layer in tuned.items():
             model.set_submodule(name, layer)
@@ -295,7 +298,7 @@ def _merged(layer: Any) -> Any:
     plain.weight.data = plain.weight.data.float()
     whole.base_layer = plain
     with torch.no_grad():
-        if type(base).__name__ == "Linear4bit":
+        if _is_quantised(layer):
             delta = _delta_of_quantised(layer)
             plain.weight.data += delta.to(plain.weight)
         else:
@@ -310,10 +313,11 @@ def _plain_linear(base: Any) -> Any:
 
     import torch
 
-    if type(base).__name__ != "Linear4bit":
+    if type(base).__name__ != _FOUR_BITS:
         return copy.deepcopy(base)
     bnb: Any = importlib.import_module("bitsandbytes.functional")
 
+    base.state_dict()  # brings the weight back from a layout that one kernel of a CPU reads
     weight = bnb.dequantize_4bit(base.weight.data, base.weight.quant_state)
     plain = torch.nn.Linear(
         base.in_features, base.out_features, bias=base.bias is not None, device="meta"
@@ -330,9 +334,13 @@ def _delta_of_quantised(layer: Any) -> Any:
     return (b @ a) * layer.scaling[_NAME]
 
 
+def _is_quantised(layer: Any) -> bool:
+    return type(layer.get_base_layer()).__name__ == _FOUR_BITS
+
+
 def _dtype_of(base: Any) -> Any:
     """Return the precision in which a layer computes; that of a 4-bit one stands beside it."""
-    if type(base).__name__ == "Linear4bit":
+    if type(base).__name__ == _FOUR_BITS:
         return base.compute_dtype or base.weight.quant_state.dtype
     return base.weight.dtype
 
