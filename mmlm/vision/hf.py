@@ -64,8 +64,8 @@ class HFVisionConfig(VisionConfig):
             raise ConfigError(
                 f"The config of {self._name} names no image_size. Set vision.side_px."
             )
-        if side != native and not self._takes(tower, side):
-            tower = self._at_other_side(tower, native or side, side)
+        if native is not None and side != native and not self._takes(tower, side, native):
+            tower = self._at_other_side(tower, native, side)
         return HFVisionEncoder(tower, self._facts(tower, side), layer=self.layer)
 
     def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> HFVisionEncoder:
@@ -92,9 +92,12 @@ class HFVisionConfig(VisionConfig):
             settings = {key: value for key, value in self.config.items() if key != "model_type"}
             try:
                 config = AutoConfig.for_model(self.config.get("model_type", ""), **settings)
-            except (ValueError, TypeError) as error:
+                part = hf_facts.vision_part_of(config, "vision.config")
+                tower: Any = hf_facts.new_tower(part)
+            except ConfigError:
+                raise
+            except Exception as error:  # each family checks its config in its own way
                 raise ConfigError(f"vision.config cannot be used: {error}") from None
-            tower: Any = hf_facts.new_tower(hf_facts.vision_part_of(config, "vision.config"))
             return tower.to(dtype)
         checkpoint = locate(str(self.checkpoint), origin="vision.checkpoint")
         return hf_facts.load_tower(checkpoint, revision=self.revision, dtype=dtype)
@@ -139,14 +142,17 @@ class HFVisionConfig(VisionConfig):
 
     def _facts(self, tower: PreTrainedModel, side: Size) -> VisionFacts:
         """Probe the tower at `side`."""
-        grid, num_prefix, width = self._grid(tower, side)
+        try:
+            grid, num_prefix, width = self._grid(tower, side)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a network raises, it cannot be used
+            raise ConfigError(
+                f"{self._name} cannot be run on pixels of {side.height} x {side.width}: {error}"
+            ) from error
         stride = max(1, side.height // grid[0])
         channels = hf_facts.channels_of(tower.config)
-        pixels = hf_facts.pixel_facts(
-            None if self.checkpoint is None else locate(self.checkpoint),
-            self.revision,
-            tower.config.model_type,
-        )
+        pixels = self._pixel_facts(tower.config.model_type, channels)
         kept = {"drop": 0, "drop_first": max(0, num_prefix - 1), "keep_as_tokens": num_prefix}
         larger = Size(side.height + stride, side.width + stride)
         return VisionFacts(
@@ -158,24 +164,47 @@ class HFVisionConfig(VisionConfig):
             num_prefix=num_prefix,
             kept_prefix=kept[self.prefix],
             channels=channels,
-            mean=self.mean or hf_facts.for_channels(pixels.mean, channels),
-            std=self.std or hf_facts.for_channels(pixels.std, channels),
-            resample=self.resample or pixels.resample,
-            rule="multiple" if self._takes(tower, larger) else "fixed",
+            mean=pixels.mean,
+            std=pixels.std,
+            resample=pixels.resample,
+            rule="multiple" if self._takes(tower, larger, side) else "fixed",
             step=stride,
             feature="last_hidden_state" if self.layer == "last" else f"hidden_states[{self.layer}]",
         )
 
-    def _takes(self, tower: PreTrainedModel, size: Size) -> bool:
-        """Say whether the tower as it is gives a grid that follows a size."""
+    def _pixel_facts(self, model_type: str, channels: int) -> hf_facts.PixelFacts:
+        """Return how pixels are treated: what is set here wins over what the checkpoint says."""
+        checkpoint = None if self.checkpoint is None else locate(self.checkpoint)
+        try:
+            found = hf_facts.pixel_facts(checkpoint, self.revision, model_type)
+        except ConfigError:
+            if self.mean is None or self.std is None:
+                raise
+            found = hf_facts.PixelFacts(self.mean, self.std, "bicubic")
+        return hf_facts.PixelFacts(
+            self.mean or hf_facts.for_channels(found.mean, channels),
+            self.std or hf_facts.for_channels(found.std, channels),
+            self.resample or found.resample,
+        )
+
+    def _takes(self, tower: PreTrainedModel, size: Size, known: Size) -> bool:
+        """Say whether the tower as it is gives a grid that follows the size.
+
+        Args:
+            tower: The tower.
+            size: The size to try.
+            known: A size that the tower takes.
+        """
         patch = hf_facts.patch_of(tower.config)
         if patch and (size.height % patch or size.width % patch):
             return False
         try:
-            grid, _, _ = self._grid(tower, size)
+            rows, columns = self._grid(tower, known)[0]
+            grid = self._grid(tower, size)[0]
         except Exception:  # whatever a network raises, the size does not work
             return False
-        return not patch or grid[0] > 1 or size.height < 2 * patch
+        strides = known.height // rows, known.width // columns
+        return grid == (size.height // strides[0], size.width // strides[1])
 
 
 class HFVisionEncoder(VisionEncoder):

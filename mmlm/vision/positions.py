@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mmlm.errors import ConfigError
 from mmlm.features import Size
 from mmlm.vision import hf_facts
+from mmlm.vision.probe import MOST_PREFIX
 
 
 def resize_positions(
@@ -69,7 +70,7 @@ def resize_table(
     num_prefix = table.shape[-2] - old[0] * old[1] if table.ndim > 1 else -1
     lead = table.shape[:-2]
     fits = wanted == (*lead, num_prefix + new[0] * new[1], table.shape[-1])
-    if not 0 <= num_prefix <= 64 or lead not in ((), (1,)) or not fits:
+    if not 0 <= num_prefix <= MOST_PREFIX or lead not in ((), (1,)) or not fits:
         raise ConfigError(
             f"its parameter {name} of shape {tuple(table.shape)} depends on the size and is no "
             f"table of {old[0]} x {old[1]} positions, so that it cannot be resized"

@@ -7,6 +7,7 @@ values fall back to a real run. Nothing here knows a library.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from mmlm.errors import ConfigError
 from mmlm.features import Size
+
+MOST_PREFIX = 16
+"""More tokens than this before the patches are no CLS and registers, but something else."""
 
 ResultT = TypeVar("ResultT")
 
@@ -32,18 +36,10 @@ def run_shapes(
     Returns:
         What `run` gave; its tensors may be on the meta device.
     """
-    stand_ins = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.is_floating_point())
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
-    }
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    wrapped = _Runner(module, run)
-    names = {f"module.{name}": tensor for name, tensor in stand_ins.items()}
+    dtype, device = _home(module)
     try:
-        pixels = torch.empty(shape, dtype=dtype, device="meta")
-        return torch.func.functional_call(wrapped, names, (pixels,))
+        return run(_shape_twin(module), torch.empty(shape, dtype=dtype, device="meta"))
     except Exception:  # any operator may refuse meta tensors, each in its own way
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
         with torch.no_grad():
             return run(module, torch.zeros(shape, dtype=dtype, device=device))
 
@@ -58,22 +54,34 @@ def idle_parameters(
         run: Gives the features that are used.
         shape: Of the pixels, ``(tiles, channels, height, width)``.
     """
-    stand_ins = {
-        name: torch.empty_like(weight, device="meta").requires_grad_()
-        for name, weight in module.named_parameters()
-    }
-    buffers = {
-        name: torch.empty_like(buffer, device="meta") for name, buffer in module.named_buffers()
-    }
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    names = {f"module.{name}": tensor for name, tensor in (stand_ins | buffers).items()}
-    pixels = torch.empty(shape, dtype=dtype, device="meta")
+    dtype, _ = _home(module)
     try:
-        features = torch.func.functional_call(_Runner(module, run), names, (pixels,))
-        features.sum().backward()
+        twin = _shape_twin(module)
+        with torch.enable_grad():
+            run(twin, torch.empty(shape, dtype=dtype, device="meta")).sum().backward()
     except Exception:  # see `run_shapes`
         return _idle_by_arithmetic(module, run, shape)
-    return frozenset(name for name, weight in stand_ins.items() if weight.grad is None)
+    return frozenset(name for name, weight in twin.named_parameters() if weight.grad is None)
+
+
+def _shape_twin(module: nn.Module) -> nn.Module:
+    """Copy a network without its contents: every weight and buffer is on the meta device.
+
+    A copy, because networks keep tensors of their last run, which must not be empty ones.
+    """
+    twins: dict[int, Any] = {}
+    for weight in module.parameters():
+        empty = torch.empty_like(weight, device="meta")
+        twins[id(weight)] = nn.Parameter(empty, requires_grad=weight.is_floating_point())
+    for buffer in module.buffers():
+        twins[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, twins)
+
+
+def _home(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Return the type and the device of a network's weights."""
+    first = next(module.parameters(), torch.empty(0))
+    return first.dtype, first.device
 
 
 def _idle_by_arithmetic(
@@ -88,19 +96,6 @@ def _idle_by_arithmetic(
         features = run(module, torch.zeros(shape, dtype=first.dtype, device=first.device))
         grads: Any = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
     return frozenset(name for name, grad in zip(weights, grads, strict=True) if grad is None)
-
-
-class _Runner(nn.Module):
-    """Lets `functional_call` swap the weights of a module while any function uses it."""
-
-    def __init__(self, module: nn.Module, run: Callable[[nn.Module, Tensor], Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.run = run
-
-    def forward(self, pixels: Tensor) -> Any:
-        """Run the function on the module."""
-        return self.run(self.module, pixels)
 
 
 def wrong_size(
@@ -142,7 +137,7 @@ def count_grid(
     """
     if patch:
         rows, columns = size.height // patch, size.width // patch
-        if 0 < rows * columns <= tokens <= rows * columns + 64:
+        if 0 < rows * columns <= tokens <= rows * columns + MOST_PREFIX:
             return (rows, columns), tokens - rows * columns
     root = round((tokens * size.height / size.width) ** 0.5)
     if root and tokens % root == 0 and size.height * (tokens // root) == size.width * root:

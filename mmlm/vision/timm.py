@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -263,8 +264,7 @@ def _intermediate(layer: int, *, norm: bool) -> Callable[[Any, Tensor], Tensor]:
 
     def feature(tower: Any, pixels: Tensor) -> Tensor:
         network = tower.timm_model
-        wants_prefix = bool(getattr(network, "num_prefix_tokens", 0))
-        settings: dict[str, Any] = {"return_prefix_tokens": True} if wants_prefix else {}
+        settings: dict[str, Any] = {"return_prefix_tokens": True} if _tells_prefix(network) else {}
         found = network.forward_intermediates(
             pixels,
             indices=_indices(layer),
@@ -280,6 +280,13 @@ def _intermediate(layer: int, *, norm: bool) -> Callable[[Any, Tensor], Tensor]:
         return picked
 
     return feature
+
+
+def _tells_prefix(network: Any) -> bool:
+    """Say whether a network has prefix tokens and hands them out beside an intermediate."""
+    if not getattr(network, "num_prefix_tokens", 0):
+        return False
+    return "return_prefix_tokens" in signature(network.forward_intermediates).parameters
 
 
 def _indices(layer: int) -> Any:
