@@ -294,8 +294,10 @@ class StageRun:
             with self.run.precision.context(engine.device):
                 inputs = self._batcher.inputs(row, factors)
                 loss = self.objective.loss(self.model, inputs, num_items)
-            loss.backward()
-            self.optimizer.collect()
+            # A row of text alone reaches nothing that learns while only the connector does.
+            if loss.requires_grad:
+                loss.backward()
+                self.optimizer.collect()
             total += loss.detach().float()
         engine.add_up_gradients(self.optimizer.gradients())
         return engine.add_up([float(total)])[0], self.optimizer.clip(self.stage.max_grad_norm)

@@ -27,7 +27,7 @@ from mmlm.training.stage import StageRun
 from tests.training.tiny_run import tiny_recipe, write_rows
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "useful_tokens_per_second")
 
 
 def bits(out):

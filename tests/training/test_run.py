@@ -37,7 +37,9 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path):
     assert [row["stage"] for row in steps] == ["align"] * result.stages[0].steps + [
         "instruct"
     ] * result.stages[1].steps
-    assert {"loss", "lr", "tokens_per_second", "grad_norm", "padding", "share"} <= set(steps[0])
+    assert {"loss", "lr", "useful_tokens_per_second", "grad_norm", "padding", "share"} <= set(
+        steps[0]
+    )
     rounds = log(out, "growth.jsonl")
     assert rounds[0]["step"] == 0
     assert {"image", "question", "truth", "answer"} <= set(rounds[0]["answers"][0])
