@@ -27,8 +27,10 @@ def _arguments(parser: Parser) -> None:
 def _run(options: Options) -> int:
     del options
     missing: list[str] = []
-    for heading, rows in (("machine", _machine()), ("offline", _hub()), ("device", _devices())):
-        print(f"{heading:12}" + f"\n{'':12}".join(rows))
+    from mmlm.training.doctor import describe_machine
+
+    for word, sentence in [*_machine(), *describe_machine(), ("offline", _hub())]:
+        print(f"{word:12}{sentence}")
     for extra, packages in _requirements().items():
         lacking = [name for name, installed in packages.items() if installed is None]
         there = [f"{name} {found}" for name, found in packages.items() if found is not None]
@@ -46,12 +48,12 @@ def _run(options: Options) -> int:
     return 0
 
 
-def _machine() -> list[str]:
-    disk = shutil.disk_usage(Path.cwd())
+def _machine() -> list[tuple[str, str]]:
+    free = shutil.disk_usage(Path.cwd()).free
     return [
-        f"Python {platform.python_version()} at {sys.executable}",
-        f"{platform.system()} {platform.machine()}, {_num_cpus()} CPU cores, "
-        f"{_memory_gib():.1f} GiB memory, {disk.free / 2**30:.1f} GiB free on this disk",
+        ("python", f"{platform.python_version()} at {sys.executable}"),
+        ("machine", f"{platform.system()} {platform.machine()}, {_num_cpus()} CPU cores"),
+        ("disk", f"{free / 2**30:.1f} GiB free here"),
     ]
 
 
@@ -60,33 +62,11 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_gib() -> float:
-    """The memory that this process may use: that of the container, if there is one."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total / 2**30
-
-
-def _hub() -> list[str]:
+def _hub() -> str:
     from huggingface_hub import constants
 
-    state = "yes: HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no"
-    return [f"{state}; Hub files are kept in {constants.HF_HUB_CACHE}"]
-
-
-def _devices() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return ["no CUDA device; MMLM trains on the CPU"]
-    rows: list[str] = []
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        rows.append(f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {bf16}")
-    return rows
+    state = "yes, HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no"
+    return f"{state}; files of the Hub are kept in {constants.HF_HUB_CACHE}"
 
 
 def _requirements() -> dict[str, dict[str, str | None]]:
