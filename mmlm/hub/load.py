@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from mmlm.errors import CheckpointError, MMLMError
+from mmlm.errors import CheckpointError, ConfigError, MMLMError
 from mmlm.hub.keymaps import compare_keys
 from mmlm.hub.stock import StockClass, stock_class_of
 from mmlm.hub.weights import (
@@ -31,6 +31,7 @@ from mmlm.hub.weights import (
     weight_files,
 )
 from mmlm.language import IMAGE_TOKEN
+from mmlm.messages import user
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMImageProcessor, MMLMProcessor
 from mmlm.storage.atomic import recover
@@ -59,6 +60,10 @@ def load_parts(source: str | Path, *, dtype: torch.dtype | None = None) -> Parts
 
             return load_delta(folder, dtype=dtype)
         return _load_folder(folder, dtype)
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} describes a model that cannot be: {error}") from error
     except MMLMError:
         raise
     except Exception as error:
@@ -212,6 +217,7 @@ def build(
     Raises:
         CheckpointError: if the tensors do not fit, naming keys or shapes.
     """
+    config.counter()  # reads every part, so that an unknown word is an error now
     with torch.device("meta"):
         skeleton = MMLMForConditionalGeneration(config)
     wanted = skeleton.state_dict()
@@ -271,7 +277,15 @@ def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
         )
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else None
-    return MMLMProcessor(MMLMImageProcessor.from_config(config), tokenizer, chat_template=text)
+    processor = MMLMProcessor(MMLMImageProcessor.from_config(config), tokenizer, chat_template=text)
+    try:
+        processor.chat.render([user("A question", [None])], add_generation_prompt=True)
+    except Exception as error:  # a template may raise anything
+        raise CheckpointError(
+            f"{template} cannot be used: {_first_line(error)} Mend the template, or download the "
+            f"folder again."
+        ) from error
+    return processor
 
 
 def _generation_config(folder: Path, processor: MMLMProcessor) -> GenerationConfig:

@@ -124,6 +124,12 @@ class Llava(StockClass):
                 f"{origin}/config.json: `vision_feature_layer` {layer} joins several layers, which "
                 f"no MMLM encoder does yet. Load the folder with transformers."
             )
+        count = getattr(tower, "num_hidden_layers", None)
+        if isinstance(count, int) and not -count - 1 <= layer <= count:
+            raise CheckpointError(
+                f"{origin}/config.json: `vision_feature_layer` {layer} is beyond the tower, which "
+                f"has {count + 1} hidden states. The file is damaged: download the folder again."
+            )
         facts = read_facts(
             processor,
             width=tower.hidden_size,
