@@ -1,4 +1,4 @@
-"""`mmlm app`: the web page on one model, or on two side by side."""
+"""`mmlm app`: the web page on one model, or on two; `mmlm serve`: the API for programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmlm.cli.base import Command, Options, Parser, hush
 from mmlm.errors import UsageError
 
 
-def _arguments(parser: Parser) -> None:
+def _app_arguments(parser: Parser) -> None:
     parser.word(
         "models",
         metavar="MODEL",
@@ -33,7 +33,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _run(options: Options) -> None:
+def _app(options: Options) -> None:
     if len(options.models) > 2:
         raise UsageError(f"mmlm app: one model or two (got {len(options.models)}).")
     auth = None
@@ -42,11 +42,7 @@ def _run(options: Options) -> None:
         if not password:
             raise UsageError("mmlm app: --auth needs a password in the variable MMLM_PASSWORD.")
         auth = (options.auth, password)
-    missing = [
-        m for m in options.models if m.startswith((".", "/", "runs/")) and not Path(m).exists()
-    ]
-    if missing:
-        raise UsageError(f"mmlm app: there is no folder {missing[0]}.")
+    _refuse_missing(options.models)
     from mmlm.serving.chat_ui import serve_page
 
     hush()
@@ -59,16 +55,78 @@ def _run(options: Options) -> None:
     )
 
 
+def _serve_arguments(parser: Parser) -> None:
+    parser.word("models", metavar="MODEL", nargs="+", help="runs, model folders, or Hub ids")
+    parser.add_argument(
+        "--host",
+        metavar="HOST",
+        default="127.0.0.1",
+        help="where to listen; 0.0.0.0 lets other machines in (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", metavar="N", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--ui", action="store_true", help="serve the web page too")
+    parser.add_argument(
+        "--auth",
+        action="store_true",
+        help="clients must send one of the keys in the variable MMLM_API_KEYS (key,key)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="pictures may be fetched from this host; may stand several times (default: none)",
+    )
+
+
+def _serve(options: Options) -> None:
+    keys: list[str] = []
+    if options.auth:
+        keys = [key.strip() for key in os.environ.get("MMLM_API_KEYS", "").split(",")]
+        if not all(keys):
+            raise UsageError("mmlm serve: --auth needs keys in the variable MMLM_API_KEYS.")
+    _refuse_missing(options.models)
+    from mmlm.serving.openai_api import serve_api
+
+    hush()
+    serve_api(
+        options.models,
+        host=options.host,
+        port=options.port,
+        keys=keys,
+        allowed_hosts=options.allow_host,
+        page=options.ui,
+    )
+
+
+def _refuse_missing(models: list[str]) -> None:
+    """Refuse what is plainly meant as a folder and is none, before the Hub is asked for it."""
+    for model in models:
+        if model.startswith((".", "/", "runs/")) and not Path(model).exists():
+            raise UsageError(f"There is no folder {model}.")
+
+
 COMMANDS = {
     "app": Command(
         name="app",
         usage="MODEL [MODEL] [options]",
         about="Open the web page: talk to a model about pictures, or to two side by side.",
-        arguments=_arguments,
-        run=_run,
+        arguments=_app_arguments,
+        run=_app,
         examples=[
             ("mmlm app runs/quickstart", "the page on what the quickstart trained"),
             ("mmlm app runs/a runs/b", "the same questions to both"),
         ],
-    )
+    ),
+    "serve": Command(
+        name="serve",
+        usage="MODEL ... [options]",
+        about="Serve models to programs that speak the OpenAI API, at http://HOST:PORT/v1.",
+        arguments=_serve_arguments,
+        run=_serve,
+        examples=[
+            ("mmlm serve runs/quickstart", "for this machine"),
+            ("mmlm serve runs/quickstart --ui --host 0.0.0.0 --auth", "for others, with keys"),
+        ],
+    ),
 }

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "measure a model, with and without the image"),
     "chat": ("chat", "talk to a model in the terminal"),
     "app": ("app", "talk to a model on a web page"),
+    "serve": ("app", "serve a model to programs that speak the OpenAI API"),
     "export": ("hub", "write a model in another form"),
     "import": ("hub", "read a checkpoint of another project"),
     "push": ("hub", "upload a model to the Hugging Face Hub"),
