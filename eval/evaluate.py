@@ -1,7 +1,7 @@
 """Measure a model; the same as `mmlm eval`.
 
-    python eval/evaluate.py runs/quickstart pope textvqa --limit 500
-    python eval/evaluate.py llava-hf/llava-1.5-7b-hf my_benchmark.yaml
+python eval/evaluate.py runs/quickstart pope textvqa --limit 500
+python eval/evaluate.py llava-hf/llava-1.5-7b-hf my_benchmark.yaml
 """
 
 from __future__ import annotations

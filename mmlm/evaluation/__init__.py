@@ -10,10 +10,10 @@ YAML into `eval/benchmarks/`; to add a scorer, see `scorers.base`.
 """
 
 from mmlm.evaluation.benchmark import Benchmark as Benchmark
-from mmlm.evaluation.benchmark import BenchmarkConfig as BenchmarkConfig
-from mmlm.evaluation.benchmark import Item as Item
 from mmlm.evaluation.benchmark import load_benchmark as load_benchmark
+from mmlm.evaluation.items import Item as Item
 from mmlm.evaluation.results import Prediction as Prediction
 from mmlm.evaluation.results import Score as Score
 from mmlm.evaluation.runner import Evaluation as Evaluation
 from mmlm.evaluation.runner import evaluate as evaluate
+from mmlm.evaluation.schema import BenchmarkConfig as BenchmarkConfig

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from mmlm.errors import EvaluationError
-from mmlm.evaluation.benchmark import Benchmark, Item
+from mmlm.evaluation.benchmark import Benchmark
+from mmlm.evaluation.items import Item
 
 Condition = Literal["image", "blind", "shuffled", "permuted"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)

@@ -16,7 +16,6 @@ depend on (see `answers`). Items of like length share a batch. The files of a ru
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,14 @@ from rich.table import Table
 from mmlm.errors import EvaluationError
 from mmlm.evaluation.answers import AnswerLog, answer_key
 from mmlm.evaluation.backend import Backend, backend_for
-from mmlm.evaluation.benchmark import Benchmark, BenchmarkConfig, load_benchmark
+from mmlm.evaluation.benchmark import Benchmark, load_benchmark
 from mmlm.evaluation.conditions import CONDITIONS, Case, Condition, cases, subset
 from mmlm.evaluation.report import facts_of, report
 from mmlm.evaluation.results import Prediction, Score, details, predict, summarise
+from mmlm.evaluation.schema import BenchmarkConfig
 from mmlm.reports import plain_table, scores_table
 from mmlm.reports.progress import ProgressLine
+from mmlm.storage import write_atomic
 
 DEFAULT_CONDITIONS: tuple[Condition, ...] = ("image", "blind", "shuffled")
 
@@ -81,6 +82,14 @@ class _Pass(NamedTuple):
     cases: list[Case]
 
 
+class _Draw(NamedTuple):
+    """How many items are asked, and which."""
+
+    limit: int | None
+    look_limit: int | None
+    seed: int
+
+
 @dataclass(frozen=True)
 class _Job:
     key: str
@@ -91,7 +100,7 @@ class _Job:
 def evaluate(
     model: Any,
     benchmarks: str | Path | BenchmarkConfig | Benchmark | Sequence[Any],
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     conditions: Sequence[Condition] = DEFAULT_CONDITIONS,
     limit: int | None = None,
@@ -109,7 +118,8 @@ def evaluate(
     Args:
         model: A folder or Hub id, an `Assistant`, or anything with `answer_all` and `fingerprint`.
         benchmarks: Names, YAML files, configs or loaded benchmarks; one or several.
-        out: The folder of the run. The same call again goes on where a killed run was.
+        out: The folder of the run, by default `eval` in that of the model. The same call again
+            goes on where a killed run was.
         conditions: In which conditions each item is asked.
         limit: Draw this many items of each kind of question; all when left out.
         look_limit: Draw this many for all conditions but `image`; as many when left out.
@@ -129,39 +139,32 @@ def evaluate(
     _check_conditions(conditions)
     loaded = load_all(benchmarks)
     backend = _backend(model)
-    folder = Path(out)
+    folder = _out_folder(model, out)
     log_path = folder / "answers.jsonl"
     if fresh:
         log_path.unlink(missing_ok=True)
-    plan = [
-        _Pass(benchmark, kind, condition, found)
-        for benchmark in loaded
-        for kind in benchmark.kinds
-        for condition in conditions
-        if (found := _cases(benchmark, kind, condition, limit, look_limit, seed))
-    ]
+    draw = _Draw(limit, look_limit, seed)
+    plan = _plan(loaded, conditions, draw)
     with AnswerLog(log_path) as log:
         keys = _answer(plan, backend, log, batch_size=batch_size, quiet=quiet)
         predictions = [
             [
-                predict(benchmark.scorers[kind], case, _text(log[key], case))
-                for case, key in zip(found, keys[index], strict=True)
+                predict(each.benchmark.scorers[each.kind], case, _text(log[key], case))
+                for case, key in zip(each.cases, own, strict=True)
             ]
-            for index, (benchmark, kind, _, found) in enumerate(plan)
+            for each, own in zip(plan, keys, strict=True)
         ]
     scores = [
-        summarise(benchmark, kind, condition, predictions[index], seed=seed)
-        for index, (benchmark, kind, condition, _) in enumerate(plan)
+        summarise(each.benchmark, each.kind, each.condition, group, seed=seed)
+        for each, group in zip(plan, predictions, strict=True)
     ]
-    for benchmark, _, condition, found in plan:
-        if condition == "image":
+    for each in plan:
+        if each.condition == "image":
             for baseline in extra:
-                scores += baseline(benchmark, found, backend)
+                scores += baseline(each.benchmark, each.cases, backend)
     record = {
         "weights": backend.weights,
-        "seed": seed,
-        "limit": limit,
-        "look_limit": look_limit,
+        **draw._asdict(),
         "settings": {each.name: each.settings.to_dict() for each in loaded},
         "questions": _details(plan, predictions, seed=seed),
     }
@@ -171,6 +174,22 @@ def evaluate(
     if with_report:
         report(result, run=_run_folder(model, run), facts=facts_of(backend))
     return result
+
+
+def _out_folder(model: Any, out: str | Path | None) -> Path:
+    """Return where the files go: beside a model that is a folder, under `runs/` for the Hub's."""
+    if out is not None:
+        return Path(out)
+    if not isinstance(model, str | Path):
+        raise EvaluationError(
+            "An evaluation of a model in memory needs to know where its files go: pass `out`."
+        )
+    folder = Path(model)
+    return (
+        folder / "eval"
+        if folder.is_dir()
+        else Path("runs") / str(model).replace("/", "--") / "eval"
+    )
 
 
 def _run_folder(model: Any, run: str | Path | None) -> Path | None:
@@ -216,19 +235,20 @@ def _check_conditions(conditions: Sequence[str]) -> None:
         )
 
 
-def _cases(
-    benchmark: Benchmark,
-    kind: str,
-    condition: Condition,
-    limit: int | None,
-    look_limit: int | None,
-    seed: int,
-) -> list[Case]:
-    """Return one pass: the drawn items of a kind in a condition."""
-    items = subset([item for item in benchmark.items if item.kind == kind], limit, seed=seed)
-    if condition != "image":
-        items = subset(items, look_limit, seed=seed)
-    return cases(benchmark, condition, items, seed=seed)
+def _plan(loaded: Sequence[Benchmark], conditions: Sequence[Condition], draw: _Draw) -> list[_Pass]:
+    """Return every pass that has items: the drawn items of a kind, in a condition."""
+    plan: list[_Pass] = []
+    for benchmark in loaded:
+        for kind in benchmark.kinds:
+            every = [item for item in benchmark.items if item.kind == kind]
+            drawn = subset(every, draw.limit, seed=draw.seed)
+            for condition in conditions:
+                limit = None if condition == "image" else draw.look_limit
+                items = subset(drawn, limit, seed=draw.seed)
+                found = cases(benchmark, condition, items, seed=draw.seed)
+                if found:
+                    plan.append(_Pass(benchmark, kind, condition, found))
+    return plan
 
 
 def _answer(
@@ -352,22 +372,18 @@ def _details(
 
 def _write(result: Evaluation) -> None:
     lines = (json.dumps(p.to_dict(), ensure_ascii=False) for p in result.predictions)
-    write_text(result.out / "predictions.jsonl", "".join(line + "\n" for line in lines))
-    write_text(result.out / "details.json", json.dumps(result.details, indent=2) + "\n")
+    _write_text(result.out / "predictions.jsonl", "".join(line + "\n" for line in lines))
+    _write_text(result.out / "details.json", json.dumps(result.details, indent=2) + "\n")
     # Last, so that a folder with results.json is a folder whose run is complete.
     scores = [score.to_dict() for score in result.scores]
-    write_text(result.out / "results.json", json.dumps(scores, indent=2) + "\n")
+    _write_text(result.out / "results.json", json.dumps(scores, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write_text(path: Path, text: str) -> None:
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_atomic(path, text)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise EvaluationError(f"{path} cannot be written: {error}.") from None
+        raise EvaluationError(
+            f"{path} cannot be written: {error}. The answers are kept; make room and run the same "
+            f"command again."
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmlm.errors import EvaluationError
-from mmlm.evaluation.benchmark import Benchmark, BenchmarkConfig, Item
+from mmlm.evaluation import Benchmark, BenchmarkConfig, Item
 from mmlm.evaluation.conditions import cases, derange, subset
 from mmlm.evaluation.scorers import Target, read_scorer
 from mmlm.generation import GenerationSettings

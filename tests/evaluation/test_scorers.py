@@ -292,3 +292,10 @@ class TestEveryScorer:
             assert scorers.read(config.to_dict(), origin="test") == config
         with pytest.raises(ConfigError, match="speaks"):
             read_scorer({"use": name, "dialect": "klingon"}, origin="test")
+
+
+@pytest.mark.parametrize("truth", ["A", "the", "...", "an"])
+def test_an_empty_answer_is_never_right(truth):
+    for name in ("exact", "keyword", "name"):
+        assert read_scorer(name, origin="test").mark("", Target((truth,))).score == 0.0
+    assert exact("A.", ["a"]) == 1.0

@@ -53,11 +53,14 @@ def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _reference(text: str) -> list[float]:
-    value = json.loads(text)
-    if not isinstance(value, list) or len(value) != 4:
-        raise ValueError(text)
-    return [float(number) for number in value]
+def _references(target: Target) -> list[list[float]]:
+    """Return the boxes of a row: each a text such as ``[0, 0, 1, 1]``, or one as four numbers."""
+    values = [json.loads(text) for text in target.references]
+    if len(values) == 4 and all(isinstance(value, int | float) for value in values):
+        values = [values]
+    if not all(isinstance(value, list) and len(value) == 4 for value in values):
+        raise ValueError(target.references)
+    return [[float(number) for number in value] for value in values]
 
 
 @scorers.register("box")
@@ -77,14 +80,14 @@ class BoxConfig(ScorerConfig):
             return Mark(0.0, None)
         # A half that floats put at 0.49999999 is a half; the other dialect has no such mercy.
         mercy = _EPSILON if self.spoken == "mmlm" else 0.0
-        best = max(overlap(box, _reference(reference)) for reference in target.references)
+        best = max(overlap(box, reference) for reference in _references(target))
         return Mark(float(best >= self.threshold - mercy), ", ".join(f"{x:g}" for x in box))
 
     def fault(self, target: Target) -> str | None:
         """Refuse a row without a box."""
-        for reference in target.references:
-            try:
-                _reference(reference)
-            except ValueError:
-                return f"its answer must be a box [left, top, right, bottom] (got {reference!r})"
+        try:
+            _references(target)
+        except (ValueError, TypeError):
+            got = ", ".join(target.references)
+            return f"its answer must be a box [left, top, right, bottom] (got {got!r:.60})"
         return super().fault(target)

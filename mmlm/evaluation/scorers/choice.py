@@ -39,9 +39,8 @@ def read_choice(answer: str, choices: Sequence[str]) -> int | None:
     >>> [read_choice(text, options) for text in ("a dog and an ant", "", "E")]
     [None, None, None]
     """
-    # An option such as "A" has no words without its article.
-    texts = [plain(choice) or choice.casefold() for choice in choices]
-    said = plain(answer) or answer.strip().casefold()
+    texts = [plain(choice) for choice in choices]
+    said = plain(answer)
     if said and texts.count(said) == 1:
         return texts.index(said)
     if letter := _ALONE.match(answer):

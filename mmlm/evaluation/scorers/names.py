@@ -25,7 +25,7 @@ def exact(answer: str, references: Sequence[str], *, dialect: str = "mmlm") -> f
     """
     change = _EXACT[dialect]
     wanted = {change(reference) for reference in references}
-    return float(change(answer) in wanted)
+    return float(bool(answer.strip()) and change(answer) in wanted)
 
 
 def _without_punctuation(text: str) -> str:

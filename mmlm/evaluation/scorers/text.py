@@ -19,6 +19,8 @@ _SIBILANT = re.compile(r"(?:s|x|z|ch|sh)es$")
 def words_of(text: str) -> list[str]:
     """Split into lower-case words without punctuation and articles; numbers stay whole.
 
+    An article that stands alone is no article but a letter or a name.
+
     >>> words_of("A photo of the RED panda, isn't it?")
     ['photo', 'of', 'red', 'panda', "isn't", 'it']
     >>> words_of("It costs $1,000.50 (a t-shirt).")
@@ -27,7 +29,8 @@ def words_of(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").casefold()
     text = text.replace("'", "\0")
     words = _NOT_A_WORD.sub(" ", text.replace("\0", "\u02bc")).replace("\u02bc", "'").split()
-    return [word.strip("'") for word in words if word not in _ARTICLES and word.strip("'")]
+    words = [bare for word in words if (bare := word.strip("'"))]
+    return [word for word in words if word not in _ARTICLES] or words
 
 
 def singular(word: str) -> str:
