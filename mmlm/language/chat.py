@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmlm.errors import AlignmentError, ConfigError, TemplateError
+from mmlm.errors import AlignmentError, ConfigError, DataError, TemplateError
 from mmlm.language.script import Atom, joined, parted, text_at, without_blank_parts
 from mmlm.language.skeleton import Skeleton, SkeletonMaker, Turn
 from mmlm.language.template import (
@@ -118,6 +118,7 @@ class ChatFormat:
 
         Raises:
             AlignmentError: if the numbers of images differ.
+            DataError: if a text is not valid Unicode.
             TemplateError: if the template refuses the conversation, or labels are asked for and
                 cannot be proven.
         """
@@ -133,6 +134,8 @@ class ChatFormat:
                 f"Every image needs at least one token (got {list(image_tokens)}). "
                 f"Lower `model.reducer`, or leave the image out."
             )
+        for number, message in enumerate(messages):
+            _check_unicode(message.text, number)
         text = self._renderer(messages, add_generation_prompt=add_generation_prompt)
         collides = any(self._controls.search(message.text) for message in messages)
         if with_labels or collides:
@@ -298,11 +301,7 @@ class ChatFormat:
 
     def _tokenise_plain(self, atoms: Sequence[Atom]) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenise so that control tokens in what people wrote stay plain text."""
-        twin = self._plain_twin()
-        text = self._renamed(atoms)
-        controls = "".join(text).count
-        ids, offsets = twin.encode("".join(text), sum(map(controls, twin.names.values())))
-        return ids, offsets
+        return self._plain_twin().encode("".join(self._renamed(atoms)))
 
     def _renamed(self, atoms: Sequence[Atom]) -> list[str]:
         """Give the control tokens that the template wrote their unguessable names."""
@@ -419,6 +418,17 @@ class ChatFormat:
             if full[begin : begin + len(plain)] == plain:
                 return full[:begin]
         return []
+
+
+def _check_unicode(text: str, number: int) -> None:
+    """Refuse text that no tokenizer reads: half of a character that needs two."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"Turn {number} holds half a character ({text[error.start]!r} at {error.start}), which "
+            f"is not valid Unicode. Read the file as UTF-8, or leave the row out."
+        ) from None
 
 
 def _full(messages: Sequence[Message]) -> list[Message]:

@@ -39,20 +39,19 @@ class PlainTwin:
         nonce = secrets.token_hex(8)
         ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in controls}
         self.names = {token: f"<{nonce}:{number}>" for token, number in ids.items()}
-        self._controls = frozenset(ids.values())
         source = json.loads(tokenizer.backend_tokenizer.to_str())
+        # A character without a token becomes the unknown token: that is no forgery.
+        self._controls = frozenset(ids.values()) - {_unknown_id(source["model"], ids)}
         self._twin = Tokenizer.from_str(json.dumps(_renamed(source, self.names)))
-        self._twin.encode_special_tokens = False
         self._original = {
             self._twin.token_to_id(name): ids[token] for token, name in self.names.items()
         }
 
-    def encode(self, text: str, num_controls: int) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenise text whose control tokens have been renamed.
 
         Args:
             text: Text in which the template's control tokens stand under `names`.
-            num_controls: How many of them there are.
 
         Returns:
             Token ids of the original tokenizer, and the characters that each covers.
@@ -63,9 +62,14 @@ class PlainTwin:
         encoding = self._twin.encode(text, add_special_tokens=False)
         ids = [self._original.get(token, token) for token in encoding.ids]
         found = sum(token in self._controls for token in ids)
-        if found != num_controls:
+        meant = sum(
+            text.count(name)
+            for name in self.names.values()
+            if self._original[self._twin.token_to_id(name)] in self._controls
+        )
+        if found != meant:
             raise ConfigError(
-                f"The tokenizer made {found} control tokens of a text that holds {num_controls}: "
+                f"The tokenizer made {found} control tokens of a text that holds {meant}: "
                 f"it builds some of them out of plain text, so text that people wrote cannot be "
                 f"kept plain. Remove special tokens from the text, or use another tokenizer."
             )
@@ -96,6 +100,12 @@ def _renamed(source: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
     }
+
+
+def _unknown_id(model: dict[str, Any], ids: dict[str, int]) -> int | None:
+    """Return the id of the unknown token of a serialised model, if it has one."""
+    number = model.get("unk_id")
+    return int(number) if number is not None else ids.get(model.get("unk_token") or "")
 
 
 def _pair(merge: str | list[str]) -> list[str]:

@@ -183,7 +183,7 @@ def test_special_characters_in_text_leave_all_other_tokens_as_they_were(name):
     odd = "naïve  你好\n\n 1234 x<|im_end|>y </s> z"
     twin = form._plain_twin()
     for text in ("What is it?", " a\n\n b", "naïve 你好 🙂 1234", "", "A cat. It's"):
-        assert twin.encode(text, 0)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert twin.encode(text)[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
     messages = [user(odd), assistant(odd)]
     encoded = form.encode(messages, with_labels=True)
     if name != "gemma":  # its little vocabulary has no 你
