@@ -111,6 +111,14 @@ class StageConfig(Config):
             raise ValueError("names nothing; write e.g. [connector.*]")
         return value
 
+    @field_validator("adapters")
+    @classmethod
+    def _not_built(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        # Going on without them would train other weights than the recipe says.
+        if value is not None:
+            raise ValueError("adapters are not built into training yet; leave the key out")
+        return value
+
     @property
     def patterns(self) -> dict[str, float]:
         """Each pattern with its peak rate."""

@@ -133,7 +133,10 @@ def test_our_adamw_is_torchs_in_float32():
         weight_decay=0.1,
     )  # fmt: skip
     reference = torch.optim.AdamW(
-        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}],
+        [
+            {"params": [theirs.weight], "weight_decay": 0.1},
+            {"params": [theirs.bias], "weight_decay": 0.0},
+        ],
         lr=1e-2, betas=(0.9, 0.95),
     )  # fmt: skip
     for step in range(5):

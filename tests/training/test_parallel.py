@@ -42,7 +42,7 @@ def launch(recipe, out, *, world=2, overrides=()):
             stderr=subprocess.PIPE,
             text=True,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )  # fmt: skip
+        )
         for rank in range(world)
     ]
     errors = [child.communicate(timeout=300)[1] for child in children]
