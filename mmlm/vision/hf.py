@@ -235,6 +235,8 @@ class HFVisionEncoder(VisionEncoder):
         features = self._feature(self.tower, pixels.to(self.tower.dtype))
         if features.ndim == 4:
             features = hf_facts.map_to_tokens(features, self.facts.width)
+        if features.shape[0] != pixels.shape[0]:  # Pixtral packs its tiles into one row itself
+            features = features.unflatten(1, (pixels.shape[0], -1))[0]
         return pack_tokens(features, self.facts, size)
 
     def idle_parameters(self) -> frozenset[str]:
