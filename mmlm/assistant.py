@@ -205,4 +205,5 @@ def load(
     model, processor = hub.load_parts(source, dtype=dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Assistant(model.to(device).eval(), processor)
+    module: Any = model
+    return Assistant(module.to(device).eval(), processor)

@@ -1,4 +1,4 @@
-"""What every config of MMLM has in common: frozen, strict, and complaining about everything at once.
+"""What every config of MMLM has in common: frozen, strict, all complaints at once.
 
 A config stands beside the class it builds; this module only holds the base classes and
 the one reader of YAML. It does not know any recipe, part or path convention.
@@ -117,7 +117,7 @@ def parse_yaml(text: str, *, origin: str) -> Any:
         ConfigError: if the text is not YAML; the message holds the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {error}") from None
 

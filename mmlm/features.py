@@ -87,7 +87,7 @@ class VisionFeatures:
         return replace(self, values=values, grids=self.grids if grids is None else tuple(grids))
 
     def pad(self) -> tuple[Tensor, Tensor]:
-        """Return ``(items, most_tokens, width)`` and a mask ``(items, most_tokens)``, True = real."""
+        """Return ``(items, most_tokens, width)`` and a mask of the same items, True = real."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 

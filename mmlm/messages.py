@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """The place of one image. `image` is a path, bytes or a PIL image, or None for a blind place."""
+    """The place of one image: a path, bytes or a PIL image, or None for a blind place."""
 
     image: Any = field(default=None, compare=False)
 

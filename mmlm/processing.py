@@ -105,14 +105,16 @@ class MMLMImageProcessor(BaseImageProcessor):
         facts, image = self.counter.facts, open_image(picture)
         plan = self.counter.policy.plan(Size(image.height, image.width), self.counter.side)
         # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some pictures.
-        fill = tuple(int(value * 255) for value in facts.mean)
+        fill: Any = tuple(int(value * 255) for value in facts.mean)
         tiles = [cut(image, tile, resample=facts.resample, fill=fill) for tile in plan.tiles]
         mean = torch.tensor(facts.mean).view(-1, 1, 1)
         std = torch.tensor(facts.std).view(-1, 1, 1)
         # The order of operations is that of transformers' image processors, to the last bit.
         return (torch.stack(tiles).float() - mean * 255.0) / (std * 255.0)
 
-    def preprocess(self, images: Any, return_tensors: Any = None, **kwargs: Any) -> BatchFeature:
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Any, return_tensors: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Turn one picture, a list, or a list of lists into ``pixel_values``, tiles in order."""
         pictures = _flat(images)
         values = [self.pixels(picture) for picture in pictures]
@@ -193,7 +195,7 @@ class MMLMProcessor(ProcessorMixin):
             pixels = torch.cat([self.image_processor.pixels(picture) for picture in pictures])
         return Encoded(encoded.ids, encoded.labels, pixels, encoded.image_spans, encoded.text)
 
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -235,7 +237,9 @@ class MMLMProcessor(ProcessorMixin):
             ],
         }
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: Any, **kwargs: Any
+    ) -> list[str]:
         """Write tokenizer, chat template and `processor_config.json` into a folder."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -67,13 +67,14 @@ def _push_arguments(parser: Parser) -> None:
 
 
 def _push(options: Options) -> None:
-    if not Path(options.model).is_dir():
+    folder = Path(options.model)
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if not folder.is_dir():
         raise UsageError(f"mmlm push: there is no folder {options.model}.")
-    from mmlm.assistant import load
+    from mmlm.hub import push_folder
 
-    hush()
-    assistant = load(options.model, device="cpu")
-    print(assistant.push_to_hub(options.repo, force=options.force, private=options.private))
+    print(push_folder(folder, options.repo, force=options.force, private=options.private))
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.base import Command, Options, Parser, hush
+from mmlm.cli.chat import Terminal, talk
 from mmlm.cli.data import say
 from mmlm.recipes import list_recipes
 
 if TYPE_CHECKING:
+    from mmlm.assistant import Assistant
     from mmlm.data.builders import Built
     from mmlm.evaluation import Evaluation
     from mmlm.evaluation.results import Score
 
 RECIPE = DATA = "quickstart"
 _EXAMPLES = 4
+_LOG_COLUMNS = 140
 
 
 def _arguments(parser: Parser) -> None:
@@ -48,6 +51,7 @@ def _arguments(parser: Parser) -> None:
 
 
 def _run(options: Options) -> None:
+    from mmlm.assistant import load
     from mmlm.data.builders import build
     from mmlm.training import train
 
@@ -59,12 +63,13 @@ def _run(options: Options) -> None:
     _headline(2, "training")
     train(RECIPE, out=options.out, overrides=_overrides(options), fresh=options.fresh)
     _headline(3, "measuring")
-    result = measure(options.out, built, seed=options.seed or 0, fresh=options.fresh)
-    about = write_about(options.out, built, result)
+    assistant = load(options.out)
+    result = measure(assistant, options.out, built, seed=options.seed or 0, fresh=options.fresh)
+    about = write_about(assistant, options.out, built, result)
     _headline(4, "what came of it")
     _show(options.out, result, about, minutes=(time.monotonic() - begun) / 60)
     if not options.no_chat and sys.stdin.isatty():
-        _chat(options.out)
+        talk(Terminal(assistant.chat(max_new_tokens=64)), options.out)
 
 
 def _headline(number: int, what: str) -> None:
@@ -86,23 +91,32 @@ def _overrides(options: Options) -> dict[str, Any]:
     return changes
 
 
-def measure(out: Path, built: Built, *, seed: int, fresh: bool = False) -> Evaluation:
+def measure(
+    assistant: Assistant, out: Path, built: Built, *, seed: int, fresh: bool = False
+) -> Evaluation:
     """Ask the held-out questions with the image, blind and with another image."""
     from mmlm.evaluation import evaluate
     from mmlm.evaluation.probe import NearestNeighbour, remember
 
     benchmarks = [name for name in list_recipes("eval") if name.startswith(f"{RECIPE}_")]
     neighbour = NearestNeighbour(remember(built.rows("align")), seed=seed)
-    return evaluate(out, benchmarks, out / "eval", seed=seed, fresh=fresh, extra=[neighbour])
+    return evaluate(assistant, benchmarks, out / "eval", seed=seed, fresh=fresh, extra=[neighbour])
 
 
-def write_about(out: Path, built: Built, result: Evaluation) -> dict[str, Any]:
-    """Write down what the model has learned to see, for everybody who talks to it."""
-    facts = built.report
+def write_about(
+    assistant: Assistant, out: Path, built: Built, result: Evaluation
+) -> dict[str, Any]:
+    """Write down what the model has learned to see, in its folder and on its card."""
+    from mmlm.hub import write_card
+    from mmlm.hub.save import portable
+    from mmlm.hub.weights import MANIFEST
+    from mmlm.serving.about import FILE
+
+    facts, folder = built.report, out / "model"
     groups, photos = ", ".join(facts["seen_groups"]), ", ".join(facts["photo_names"])
     num_seen = facts["things"] - len(facts["unseen_things"])
     asked = {
-        prediction.case.item.target.references[0]: prediction
+        prediction.case.item.target.references[0]: prediction.case
         for prediction in result.predictions
         if prediction.case.condition == "image" and prediction.case.images
     }
@@ -114,21 +128,29 @@ def write_about(out: Path, built: Built, result: Evaluation) -> dict[str, Any]:
         "limits": "Anything else it has never seen, and about that it guesses. It was made in "
         "minutes, around a very small language model.",
         "examples": [
-            {"question": each.case.prompt, "image": str(_copied(out, each.case.images[0], place))}
-            for place, each in enumerate(chosen)
+            {"question": case.prompt, "image": _copied(folder, case.images[0], place)}
+            for place, case in enumerate(chosen)
         ],
     }
     text = json.dumps(about, indent=2, ensure_ascii=False)
-    (out / "about.json").write_text(text + "\n", encoding="utf-8")
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    notes: dict[str, Any] = {
+        "title": "MMLM quickstart",
+        "sees": f"{about['learned']} {about['limits']}",
+        "scores": [score.to_dict() for score in result.scores],
+    }
+    saved_as = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["saved_as"]
+    config = portable(assistant.model.config)
+    write_card(folder, config, class_name=saved_as, notes=notes, has_recipe=True)
     return about
 
 
-def _copied(out: Path, image: Any, number: int) -> Path:
-    """Copy a picture into the run, so that the run can be moved; return its place inside."""
+def _copied(folder: Path, image: Any, number: int) -> str:
+    """Copy a picture into a folder, so that the folder can be moved; return its place inside."""
     place = Path("examples") / f"{number}{Path(image).suffix}"
-    (out / "examples").mkdir(exist_ok=True)
-    (out / place).write_bytes(Path(image).read_bytes())
-    return place
+    (folder / "examples").mkdir(exist_ok=True)
+    (folder / place).write_bytes(Path(image).read_bytes())
+    return place.as_posix()
 
 
 def _show(out: Path, result: Evaluation, about: dict[str, Any], *, minutes: float) -> None:
@@ -139,10 +161,12 @@ def _show(out: Path, result: Evaluation, about: dict[str, Any], *, minutes: floa
     written = write_report(
         out, run=out, scores=result.out, title="MMLM quickstart", lead=_lead(about)
     )
-    Console().print(scores_table([score.to_dict() for score in result.scores]))
+    # A log file is as wide as the table needs; only a terminal has an edge.
+    console = Console() if sys.stdout.isatty() else Console(width=_LOG_COLUMNS)
+    console.print(scores_table([score.to_dict() for score in result.scores]))
     print(_verdict(result.scores))
     example = next((e for e in about["examples"]), None)
-    picture = out / example["image"] if example else "photo.jpg"
+    picture = out / "model" / example["image"] if example else "photo.jpg"
     print(
         f"""
 It took {minutes:.0f} minutes.
@@ -176,13 +200,6 @@ def _verdict(scores: tuple[Score, ...]) -> str:
             looks = "it looks" if by["image"].low > by["blind"].high else "not proven to look"
             lines.append(f"  {name}, {question}: {gain:+.1f} points over blind; {looks}")
     return "\n".join(["Does it look at the picture?", *lines])
-
-
-def _chat(out: Path) -> None:
-    from mmlm.assistant import load
-    from mmlm.cli.chat import Terminal, talk
-
-    talk(Terminal(load(out).chat(max_new_tokens=64)), out)
 
 
 COMMANDS = {

@@ -46,7 +46,8 @@ def answer_batch(
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
     with torch.inference_mode():
-        output = model.generate(**inputs, **generate_options(processor, settings))
+        generator: Any = model
+        output = generator.generate(**inputs, **generate_options(processor, settings))
     start = inputs["input_ids"].shape[1]
     rows = output[:, start:].tolist()
     return [

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mmlm.errors import ConfigError, ImageError, MMLMError
+from mmlm.errors import CheckpointError, ConfigError, ImageError, MMLMError
 from mmlm.generation.choosing import Chooser
 from mmlm.generation.settings import GenerationSettings
 from mmlm.generation.words import Words
@@ -154,8 +154,8 @@ class Sessions:
 
         Raises:
             ConfigError: if beams are asked for.
-            MMLMError: if the conversation is longer than the model reads, or the model gives
-                numbers that are not finite.
+            MMLMError: if the conversation is longer than the model reads.
+            CheckpointError: if the model gives numbers that are not finite.
             ImageError: if a picture cannot be opened.
         """
         began = time.perf_counter()
@@ -304,7 +304,7 @@ class Sessions:
         )  # fmt: skip
         logits = output.logits[:, -1].float()
         if not torch.isfinite(logits).any() or torch.isnan(logits).any():
-            raise MMLMError(
+            raise CheckpointError(
                 "The model gave numbers that are not finite instead of words. The weights are "
                 "damaged, or half precision overflows: load it with dtype float32."
             )

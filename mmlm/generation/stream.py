@@ -52,7 +52,8 @@ def stream(
             if settings.seed is not None:
                 torch.manual_seed(settings.seed)
             with torch.inference_mode():
-                model.generate(
+                generator: Any = model
+                generator.generate(
                     **inputs,
                     **generate_options(processor, settings),
                     streamer=streamer,

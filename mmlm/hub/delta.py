@@ -246,7 +246,9 @@ def _reference(source: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(value, str):
             continue
         if value.startswith(PREFIX):
-            named[f"{key}_sha256"] = PackageFile.parse(value, origin=key).pinned().sha256
+            found = PackageFile.parse(value, origin=key)
+            if found.path().is_file():  # of a folder, the hash of the tensors says enough
+                named[f"{key}_sha256"] = found.pinned().sha256
         elif Path(value).exists():
             named[key] = {"path": os.path.relpath(Path(value).absolute(), folder.absolute())}
     return named

@@ -258,8 +258,8 @@ def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
         and not (folder / "tokenizer.json").is_file()
     ):
         raise CheckpointError(
-            f"{folder} holds no tokenizer (tokenizer.json, tokenizer_config.json). Save or download "
-            f"the folder again."
+            f"{folder} holds no tokenizer (tokenizer.json, tokenizer_config.json). Save or "
+            f"download the folder again."
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)

@@ -271,14 +271,15 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
             f"{origin}: the image processor's size cannot be read (size {size}, crop_size {crop}); "
             f"expected height and width. Mend the file, or download it again."
         )
-    names = {number: name for name, number in _RESAMPLE.items()}
+    names: dict[int, str] = {number: name for name, number in _RESAMPLE.items()}
+    resample: Any = values.get("resample")
     try:
         return {
             "image": image,
             "side": [int(pixels) for pixels in sides],
             "mean": [float(value) for value in values["image_mean"]],
             "std": [float(value) for value in values["image_std"]],
-            "resample": names[int(values["resample"])] if values.get("resample") is not None else "bicubic",
+            "resample": "bicubic" if resample is None else names[resample],
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -82,7 +82,11 @@ class MMLMConfig(PretrainedConfig):
     """
 
     model_type = "mmlm"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    # transformers declares a property where it reads a table.
+    sub_configs = {  # noqa: RUF012  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
+    }
     # No remote code; TRL reads the attribute of classes that transformers does not hold.
     auto_map: ClassVar[dict[str, str]] = {}
 

@@ -35,7 +35,7 @@ class Head(nn.Linear):
         super().__init__(width, vocabulary, bias=bias)
         self.rule = rule
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden: Float[Tensor, "*batch width"],
         targets: Int[Tensor, " positions"] | None = None,
@@ -88,7 +88,7 @@ class _LossAlone(torch.autograd.Function):
         return sums.loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = iter(ctx.saved_tensors)
         gradients = [
             (tensor := next(saved)) * grad.to(tensor.dtype) if kept else None for kept in ctx.kept

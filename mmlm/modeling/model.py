@@ -187,14 +187,15 @@ class MMLMModel(PreTrainedModel):
         features = self.get_image_features(pixel_values, vision_values, vision_grids)
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            embedded: Tensor = self.get_input_embeddings()(input_ids)
             if features is not None:
-                inputs_embeds = place_image_features(
-                    inputs_embeds, features.values.to(inputs_embeds.device), input_ids,
+                embedded = place_image_features(
+                    embedded, features.values.to(embedded.device), input_ids,
                     placeholder_id=self.config.image_token_id,
                 )  # fmt: skip
             elif self._must_keep_in_step():
-                inputs_embeds = inputs_embeds + self._nothing_seen(inputs_embeds)
+                embedded = embedded + self._nothing_seen(embedded)
+            inputs_embeds = embedded
         elif features is not None:
             raise AlignmentError(
                 "Images came with `inputs_embeds`, in which placeholders cannot be found. "
@@ -244,7 +245,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = MMLMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _supports_flash_attn = True
@@ -386,7 +387,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         result.logits = self.lm_head(hidden[:, keep])
         if labels is not None:
-            result.loss = self.loss_function(
+            loss: Any = self.loss_function
+            result.loss = loss(
                 logits=result.logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )  # fmt: skip
@@ -412,7 +414,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return total / num_items
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor,
         past_key_values: Any = None,
@@ -422,7 +424,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Hand the pixels to the first step only: later steps find the images in the cache."""
         vision = {name: kwargs.pop(name, None) for name in ("vision_values", "vision_grids")}
-        inputs = super().prepare_inputs_for_generation(
+        stock: Any = super()
+        inputs = stock.prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration,
             **kwargs,
         )  # fmt: skip
@@ -431,13 +434,13 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs |= {"pixel_values": pixel_values, **vision}
         return inputs
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat rows for beams; the images of a row are repeated as one block behind it."""
         pixels = model_kwargs.pop("pixel_values", None)
         if expand_size > 1 and pixels is not None and input_ids is not None:
@@ -446,7 +449,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             counts = (slots // per_tile).tolist()
             blocks = pixels.split(counts)
             pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+        stock: Any = super()
+        input_ids, model_kwargs = stock._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if pixels is not None:

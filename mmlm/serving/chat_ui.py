@@ -285,7 +285,7 @@ def _chosen(dials: Sequence[Any]) -> GenerationSettings:
     seed = str(seed or "").strip()
     return GenerationSettings(
         temperature=float(temperature), top_p=float(top_p), max_new_tokens=int(longest),
-        repetition_penalty=float(penalty), seed=int(seed) if seed.isdecimal() else None,
+        repetition_penalty=float(penalty), seed=int(seed) % 2**63 if seed.isdecimal() else None,
     )  # fmt: skip
 
 

@@ -14,3 +14,4 @@ from mmlm.training.recipe import Recipe as Recipe
 from mmlm.training.recipe import RunConfig as RunConfig
 from mmlm.training.recipe import StageConfig as StageConfig
 from mmlm.training.recipe import read_recipe as read_recipe
+from mmlm.training.word_match import WordMatchConfig as WordMatchConfig

@@ -74,7 +74,7 @@ class MasterAdamW:
                 for (peak, decays), tensors in groups.items()
             ],
             betas=betas,
-            foreach=True,
+            fused=True,
         )  # fmt: skip
 
     @staticmethod

@@ -29,7 +29,7 @@ def test_a_folder_is_written_and_nothing_is_left_beside_it(tmp_path):
 
 def test_an_error_while_writing_leaves_the_earlier_folder(tmp_path):
     save(tmp_path / "model", "one")
-    with pytest.raises(RuntimeError, match="broke"), written_aside(tmp_path / "model") as place:
+    with pytest.raises(RuntimeError, match="broke"), written_aside(tmp_path / "model") as place:  # noqa: PT012
         (place / "config.json").write_text("two")
         raise RuntimeError("broke")
     assert (tmp_path / "model" / "config.json").read_text() == "one"

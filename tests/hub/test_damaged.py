@@ -155,7 +155,7 @@ STOCK = {
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "holds no tokenizer"),
     "half a tokenizer": (cut("tokenizer.json", 0.5), "cannot be loaded"),
     "no processor config": (
-        lambda f: (remove("processor_config.json", "mmlm.json")(f)),
+        lambda f: remove("processor_config.json", "mmlm.json")(f),
         r"processor_config\.json is missing",
     ),
     "image processor of no size": (
@@ -248,7 +248,7 @@ def test_a_damaged_delta_is_refused(copy, name):
 
 @pytest.mark.parametrize("source", ["nowhere/at/all", "./nowhere", "just-a-name"])
 def test_what_is_neither_folder_nor_hub_id_is_said(source):
-    with pytest.raises(CheckpointError, match="no folder .* no Hub id"):
+    with pytest.raises(CheckpointError, match=r"no folder .* no Hub id"):
         load_parts(source)
 
 
@@ -281,7 +281,7 @@ def test_random_damage_ends_in_an_error_of_ours_or_in_the_right_answer(copy, sav
     try:
         model, processor = load_parts(folder)
     except MMLMError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017
         return
     assert model.config.image_token_id == processor.image_token_id
 

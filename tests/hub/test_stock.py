@@ -222,7 +222,9 @@ def test_why_not_needs_no_weights_and_names_the_nearest_class(tmp_path):
     found = hub.match(assistant.model.config)
     assert found.target is None
     assert found.nearest.class_name == LLAVA
-    assert found.reasons == [f"not {LLAVA}: connector mlp has depth 3 (the projector has two layers)"]
+    assert found.reasons == [
+        f"not {LLAVA}: connector mlp has depth 3 (the projector has two layers)"
+    ]
 
 
 def test_bfloat16_weights_are_written_as_they_are_and_stay_the_same_tensors(tmp_path):
@@ -271,7 +273,7 @@ def test_a_folder_that_answers_otherwise_is_refused_and_the_earlier_one_stays(
         return published | {key: published[key].flip(0)}
 
     monkeypatch.setattr(type(target), "to_stock", swapped)
-    with pytest.raises(CheckpointError, match="logits differ by .* was not kept"):
+    with pytest.raises(CheckpointError, match=r"logits differ by .* was not kept"):
         assistant.save(tmp_path / "model")
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
@@ -303,7 +305,7 @@ def test_a_full_disk_keeps_the_earlier_folder(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.save_torch_state_dict", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*earlier folder"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier folder"):
         assistant.save(tmp_path / "model")
     assert ask(load(tmp_path / "model", device="cpu")) == answer
 

@@ -4,6 +4,7 @@
                                       you are here: who sees what, and who is kept for measuring
 
     pictures/STYLE/THING.png     drawings on white; pictures/photo/NUMBER.png
+    words.jsonl                  training: one picture, the words that go with it
     align.jsonl                  training: one picture, its name
     instruct.jsonl               training: one picture, several turns
     unseen_style.jsonl           measuring: known things by artists that training never saw
@@ -53,7 +54,9 @@ from mmlm.data.builders.quickstart_things import (
 from mmlm.errors import DataError
 
 ABOUT = "About 700 everyday things in six drawing styles, 10 kinds of photo, and questions."
-VERSION = 1
+VERSION = 2
+_TAGS_AS_WORDS = 2
+_MOST_OTHER_TURNS = 2
 
 Row = dict[str, Any]
 Fetch = Callable[[Sequence[NpmPackage]], dict[str, Path]]
@@ -68,6 +71,7 @@ class Settings:
         side_px: Side of the drawings.
         unseen_share: Share of the things of each group that training never sees.
         num_photos: Photographs to learn from.
+        num_asked_photos: How many of these are also asked about in conversations.
         num_test_photos: Photographs to measure with.
         fewest_styles: A thing is used if so many of the training styles draw it.
     """
@@ -76,6 +80,7 @@ class Settings:
     side_px: int = 128
     unseen_share: float = 0.18
     num_photos: int = 3000
+    num_asked_photos: int = 800
     num_test_photos: int = 500
     fewest_styles: int = 3
 
@@ -265,11 +270,12 @@ def ask(
         for asked in by_style(kind, train, "train"):
             turns[asked["id"]].append(asked)
     return {
+        "words": [_words(row, common) for row in train] + [_words(row, common) for row in photos],
         "align": [_named(row, "name") for row in train] + [_photo(row) for row in photos],
         "instruct": [
             _conversation(row, turns[row["id"]], lot(f"turns {row['id']}")) for row in train
         ]
-        + [_as_messages(_photo(row)) for row in photos],
+        + [_as_messages(_photo(row)) for row in photos[: settings.num_asked_photos]],
         "unseen_style": _numbered(
             [
                 asked
@@ -287,6 +293,19 @@ def ask(
         ),
         "photos": _numbered([_photo(row) for row in test_photos]),
     }
+
+
+def _words(row: Row, common: frozenset[str]) -> Row:
+    """Return the words that go with a picture: its name, group, colour and some keywords.
+
+    The blank before the first word makes its pieces those that it has inside a sentence.
+    """
+    words = [row["thing"], row["thing"]]  # the name counts most
+    if row["group"] != "photo":
+        words += [row["group"], *([row["colour"]] if row["colour"] else [])]
+        words += sorted(tag for tag in row["tags"] if tag in common)[:_TAGS_AS_WORDS]
+    kept = {key: row[key] for key in ("id", "image", "group", "style", "thing", "split")}
+    return kept | {"kind": "words", "question": "What is this?", "answer": f" {' '.join(words)}"}
 
 
 def _common_tags(rows: Sequence[Row]) -> frozenset[str]:
@@ -369,18 +388,18 @@ def _numbered(rows: Sequence[Row]) -> list[Row]:
 
 
 def _conversation(row: Row, turns: Sequence[Row], rng: random.Random) -> Row:
-    """Join the questions about one drawing: from the general to the particular.
+    """Join the questions about one drawing, in any order: its name among four, and others.
 
-    The name comes last, since whoever has read it could answer the rest without looking; half
-    of the time it is asked for without options.
+    Now and then the name is asked for without options, and then comes last: whoever has read it
+    could pick it out of four without looking.
     """
-    *general, last = sorted(turns, key=lambda turn: turn["kind"] == "name")
-    if last["kind"] != "name":
-        general, last = list(turns), _named(row, "name")
-    rng.shuffle(general)
-    if rng.random() < 0.5:
-        last = _named(row, "name")
-    return _as_messages({**_public(row), "kind": "talk"}, [*general, last])
+    names = [turn for turn in turns if turn["kind"] == "name"]
+    others = [turn for turn in turns if turn["kind"] != "name"]
+    chosen = names + rng.sample(others, min(_MOST_OTHER_TURNS, len(others)))
+    rng.shuffle(chosen)
+    if not names or rng.random() < 0.2:
+        chosen.append(_named(row, "name"))
+    return _as_messages({**_public(row), "kind": "talk"}, chosen)
 
 
 def _as_messages(row: Row, turns: Sequence[Row] = ()) -> Row:

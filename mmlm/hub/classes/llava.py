@@ -179,7 +179,7 @@ def tower_reasons(config: MMLMConfig) -> list[str]:
         )
     if facts.num_prefix - facts.kept_prefix > 1:
         reasons.append(
-            f"{facts.num_prefix - facts.kept_prefix} prefix tokens (CLS and registers) are dropped, "
+            f"{facts.num_prefix - facts.kept_prefix} prefix tokens (CLS, registers) are dropped, "
             f"and LLaVA drops the first alone; keep the registers as tokens"
         )
     size = getattr(tower, "image_size", None)
