@@ -241,14 +241,21 @@ def _plan(loaded: Sequence[Benchmark], conditions: Sequence[Condition], draw: _D
     for benchmark in loaded:
         for kind in benchmark.kinds:
             every = [item for item in benchmark.items if item.kind == kind]
-            drawn = subset(every, draw.limit, seed=draw.seed)
+            own, look = benchmark.config.draw, benchmark.config.look_draw
+            own = own.get(kind) if isinstance(own, dict) else own
+            drawn = subset(every, _least(draw.limit, own), seed=draw.seed)
             for condition in conditions:
-                limit = None if condition == "image" else draw.look_limit
+                limit = None if condition == "image" else _least(draw.look_limit, look)
                 items = subset(drawn, limit, seed=draw.seed)
                 found = cases(benchmark, condition, items, seed=draw.seed)
                 if found:
                     plan.append(_Pass(benchmark, kind, condition, found))
     return plan
+
+
+def _least(asked: int | None, own: int | None) -> int | None:
+    """Return the smaller of what the caller and the benchmark say, None where neither does."""
+    return min((limit for limit in (asked, own) if limit is not None), default=None)
 
 
 def _answer(

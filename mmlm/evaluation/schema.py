@@ -95,6 +95,12 @@ class BenchmarkConfig(Config):
     generate: dict[str, Any] = Field(default_factory=dict)
     """Generation settings."""
 
+    draw: int | dict[str, int] | None = None
+    """How many items of each kind are drawn, for all kinds or by kind; all when left out."""
+
+    look_draw: int | None = None
+    """How many of these are also asked blind and with other pictures; all when left out."""
+
     report: ReportConfig = ReportConfig()
     """What the report shows beside the score."""
 
