@@ -253,6 +253,7 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
                 f"with transformers."
             )
     edge = size.get("shortest_edge")
+    sides: Any
     if values.get("do_pad"):
         side = (crop or size).get("height", edge)
         image, sides = {"use": "letterbox"}, (side, side)

@@ -152,10 +152,10 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_does_not(built, 
     assert rows_of(other, "unseen_things") != rows_of(built, "unseen_things")
 
 
-def test_the_name_is_asked_last_so_that_nothing_is_read_off_it(built):
+def test_a_name_without_options_is_asked_last_so_that_it_is_not_picked_out_of_four(built):
     for row in rows_of(built, "instruct"):
-        answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
-        assert row["thing"] not in answers[:-1]
+        turns = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
+        assert "What is this?" not in turns[1:-1]
 
 
 def test_options_that_are_too_common_are_asked_less_often():

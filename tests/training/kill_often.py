@@ -3,7 +3,9 @@
     python -m tests.training.kill_often RECIPE.json FOLDER KILLS
 
 Each run is a forked child, so that the imports are paid once. A child is killed with SIGKILL
-at a random moment: in a step, in a save, or between stages. Prints a line for each child.
+a random while after it has logged some more steps: in a step, in a save, or between stages. The
+moment hangs on its progress and not on a clock, so that a busy machine kills it too. Prints a
+line for each child.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,22 +25,24 @@ import torch
 from mmlm.training import train
 
 
-def in_child(work: Callable[[], Any], kill_after_seconds: float | None = None) -> int:
-    """Run `work` in a forked child and return its exit status; kill it after a while."""
+def in_child(work: Callable[[], Any], is_time: Callable[[], bool] | None = None) -> int:
+    """Run `work` in a forked child and return its exit status; kill it when it is time."""
     child = os.fork()
     if child == 0:
-        if kill_after_seconds is not None:
-            timer = threading.Timer(
-                kill_after_seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)
-            )
-            timer.daemon = True
-            timer.start()
         try:
             work()
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", flush=True)
             os._exit(1)
         os._exit(0)
+    while is_time is not None:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        if is_time():
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.001)
     return os.waitpid(child, 0)[1]
 
 
@@ -56,15 +59,24 @@ def main(recipe_file: str, folder: str, kills: str) -> None:
 
         return work
 
-    begun = time.monotonic()
-    status = in_child(run("unbroken"))
-    seconds = time.monotonic() - begun
-    print(f"unbroken {status}", flush=True)
+    def steps_told() -> int:
+        log = place / "killed" / "log.jsonl"
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    print(f"unbroken {in_child(run('unbroken'))}", flush=True)
     draw = random.Random(0)
     for _ in range(int(kills)):
         if (place / "killed" / "result.json").exists():
             break
-        status = in_child(run("killed"), kill_after_seconds=draw.uniform(0.3, 0.9) * seconds)
+        goal = steps_told() + draw.randint(1, 3)
+
+        def is_time(goal: int = goal) -> bool:
+            if steps_told() < goal:
+                return False
+            time.sleep(draw.uniform(0, 0.03))
+            return True
+
+        status = in_child(run("killed"), is_time)
         print(f"killed {status}", flush=True)
     print(f"finished {in_child(run('killed'))}", flush=True)
 
