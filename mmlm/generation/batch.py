@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmlm.errors import MMLMError
 from mmlm.generation.settings import GenerationSettings, Request
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import Encoded, MMLMProcessor
@@ -101,18 +100,3 @@ def finish(
     if places:
         text, reason = text[: min(places)], "stop"
     return Answer(text.strip(), len(prompt.ids), len(ids), reason)
-
-
-def check_not_empty(requests: Sequence[Request]) -> None:
-    """Refuse a request that asks nothing.
-
-    Raises:
-        MMLMError: naming the request.
-    """
-    for number, request in enumerate(requests):
-        turns = request.conversation()
-        if turns[-1].role != "user" or not (turns[-1].text.strip() or turns[-1].images):
-            raise MMLMError(
-                f"Request {number} ends with {turns[-1]!r}; a user turn with text or an image "
-                f"was expected. Pass `question=` or messages that end with the user."
-            )
