@@ -79,9 +79,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"The checkpoint {place} could not be written: {error}. {stays}Free some space and "
             f"run the same command again: it goes on from there."
         ) from error
-    for old in _whole(folder)[:-keep]:
-        shutil.rmtree(old)
+    delete_old(folder, keep=keep)
     return place
+
+
+def delete_old(folder: Path, *, keep: int) -> None:
+    """Delete all checkpoints of a stage but the newest, and what a cut-off deletion left behind."""
+    kept = _whole(folder)[-keep:]
+    for old in set(folder.glob("step-*")) - set(kept):
+        shutil.rmtree(old)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -36,7 +36,7 @@ from mmlm.recipes import find_recipe, list_recipes
 from mmlm.storage import cache_folder, write_atomic
 from mmlm.training.attention import choose_attention, set_attention
 from mmlm.training.callbacks import Growth, choose_questions
-from mmlm.training.checkpoint import Checkpoint, last_checkpoint, load_checkpoint
+from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
 from mmlm.training.display import JsonLog, open_trackers
 from mmlm.training.feature_cache import FeatureCache, weights_key
 from mmlm.training.learning import matching, public_name, table
@@ -204,6 +204,9 @@ class Trainer:
 
     def _stages(self, run: Run, mixtures: list[Mixture]) -> list[StageResult]:
         checkpoints = self._checkpoints()
+        if run.engine.is_main:
+            for found in filter(None, checkpoints):
+                delete_old(found.parent, keep=self.recipe.run.keep_checkpoints)
         latest = max((i for i, found in enumerate(checkpoints) if found), default=-1)
         checkpoint = load_checkpoint(checkpoints[latest]) if latest >= 0 else None  # type: ignore[arg-type]
         self._go_back_to(run, checkpoint)

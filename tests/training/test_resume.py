@@ -174,6 +174,26 @@ def test_a_checkpoint_whose_writing_was_cut_off_is_not_seen(tmp_path):
     assert last_checkpoint(tmp_path).name == "step-00000001"
 
 
+def test_what_a_cut_off_deletion_left_behind_is_cleared(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(1), keep=1)
+    (tmp_path / "step-00000001" / "state.json").unlink()  # killed in the middle of deleting it
+    save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_an_old_checkpoint_that_was_not_deleted_in_time_is_deleted_later(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, checkpoint_every=2)
+    with monkeypatch.context() as patch:
+        crash_at(patch, "instruct", 3)
+        with pytest.raises(StopHereError):
+            train(recipe, tmp_path / "run", quiet=True)
+    folder = tmp_path / "run" / "checkpoints" / "align"
+    (last,) = folder.iterdir()
+    save_checkpoint(folder, checkpoint(1), keep=9)
+    train(recipe, tmp_path / "run", quiet=True)
+    assert list(folder.iterdir()) == [last]
+
+
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
     (path / "weights.safetensors").write_bytes(b"nothing")
