@@ -6,6 +6,7 @@ them, so that the same settings mean the same here and there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from mmlm.errors import CheckpointError
 from mmlm.generation.settings import GenerationSettings
+
+_DRAWS = 64
+"""How often a token is drawn before all are looked through for one that is allowed."""
 
 Top = tuple[tuple[int, float], ...]
 """The likeliest tokens with their log-probabilities."""
@@ -36,6 +41,7 @@ class Chooser:
 
     def __init__(self, settings: GenerationSettings, prompt: list[int], device: Any) -> None:
         self._ids = torch.tensor([prompt], device=device)
+        self._plain: Tensor = torch.empty(0)
         self._samples = settings.temperature > 0
         self._processors = _processors(settings)
         self._generator: torch.Generator | None = None
@@ -43,19 +49,26 @@ class Chooser:
             self._generator = torch.Generator(device=device).manual_seed(settings.seed)
 
     def choose(
-        self, logits: Float[Tensor, "1 vocabulary"], num_top: int = 0
+        self,
+        logits: Float[Tensor, "1 vocabulary"],
+        num_top: int = 0,
+        allows: Callable[[int], bool] | None = None,
     ) -> tuple[int, float, Top]:
         """Return the next token, its log-probability, and the likeliest ones.
 
         Log-probabilities are the model's own, before temperature and the like.
+
+        Args:
+            logits: What the model says.
+            num_top: How many likeliest tokens to return.
+            allows: Which tokens may be chosen; all when left out.
         """
+        self._plain = logits
         change: Any = self._processors  # its annotations ask for legacy tensor classes
         scores = change(self._ids, logits.clone())
-        if self._samples:
-            chances = torch.softmax(scores, dim=-1)
-            token = int(torch.multinomial(chances, 1, generator=self._generator))
-        else:
-            token = int(scores.argmax(-1))
+        token = self._draw(scores)
+        if allows is not None:
+            token = self._allowed(scores, token, allows)
         self._ids = torch.cat([self._ids, self._ids.new_tensor([[token]])], dim=1)
         plain = torch.log_softmax(logits[0], dim=-1)
         best = plain.topk(num_top) if num_top else None
@@ -63,6 +76,38 @@ class Chooser:
         if best is not None:
             top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         return token, float(plain[token]), top
+
+    def _draw(self, scores: Float[Tensor, "1 vocabulary"]) -> int:
+        if self._samples:
+            chances = torch.softmax(scores, dim=-1)
+            return int(torch.multinomial(chances, 1, generator=self._generator))
+        return int(scores.argmax(-1))
+
+    def _allowed(
+        self, scores: Float[Tensor, "1 vocabulary"], token: int, allows: Callable[[int], bool]
+    ) -> int:
+        """Draw again without what is not allowed, which is a draw among what is.
+
+        Raises:
+            CheckpointError: if the vocabulary holds no token that is allowed.
+        """
+        scores = scores.clone()
+        for _ in range(_DRAWS):
+            if allows(token):
+                return token
+            scores[0, token] = -torch.inf
+            if not torch.isfinite(scores).any():
+                break
+            token = self._draw(scores)
+        # top-k and top-p leave few tokens; where none of them fits, the likeliest other one does.
+        raw = torch.argsort(self._plain[0], descending=True).tolist()
+        found = next((candidate for candidate in raw if allows(candidate)), None)
+        if found is None:
+            raise CheckpointError(
+                "No token of this model can continue the answer in the form that was asked for. "
+                "Ask for plain text."
+            )
+        return found
 
 
 def _processors(settings: GenerationSettings) -> LogitsProcessorList:
