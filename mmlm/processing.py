@@ -102,8 +102,9 @@ class MMLMImageProcessor(BaseImageProcessor):
         Raises:
             ImageError: if the picture cannot be opened.
         """
-        facts, image = self.counter.facts, open_image(picture)
-        plan = self.counter.policy.plan(Size(image.height, image.width), self.counter.side)
+        facts, policy = self.counter.facts, self.counter.policy
+        image = open_image(picture, readers=policy.readers)
+        plan = policy.plan(Size(image.height, image.width), self.counter.side)
         # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some pictures.
         fill: Any = tuple(int(value * 255) for value in facts.mean)
         tiles = [cut(image, tile, resample=facts.resample, fill=fill) for tile in plan.tiles]
@@ -166,7 +167,8 @@ class MMLMProcessor(ProcessorMixin):
 
     def count_tokens(self, picture: Any) -> int:
         """The number of placeholders of a picture (or of a `Size`), without reading pixels."""
-        size = picture if isinstance(picture, Size) else read_size(picture)
+        readers = self.image_processor.counter.policy.readers
+        size = picture if isinstance(picture, Size) else read_size(picture, readers=readers)
         return self.image_processor.count_tokens(size)
 
     def encode_chat(

@@ -134,10 +134,10 @@ class Terminal:
         Raises:
             ImageError: if one cannot be opened; then none is shown.
         """
-        from mmlm.images.decode import open_image
+        from mmlm.images import all_readers, open_image
 
         for path in paths:
-            open_image(path)
+            open_image(path, readers=all_readers())
         self._shown += paths
 
     def ask(self, question: str) -> None:
@@ -182,11 +182,11 @@ class Terminal:
     def _draw(self, number: int) -> None:
         """Show the last pictures as blocks, where the terminal has colours."""
         from mmlm.cli.chat_loop import blocks, shows_colours
-        from mmlm.images.decode import open_image
+        from mmlm.images import all_readers, open_image
 
         if not self.as_json and shows_colours(sys.stdout):
             for path in self._shown[-number:]:
-                print(blocks(open_image(path)))
+                print(blocks(open_image(path, readers=all_readers())))
 
     def _save(self, words: list[str]) -> bool:
         from mmlm.cli.chat_loop import save_talk

@@ -13,10 +13,12 @@ from mmlm.registry import Registry
 # The key in a recipe, and where its registry is.
 REGISTRIES: dict[str, tuple[str, str]] = {
     "image": ("mmlm.images", "image_policies"),
+    "reader": ("mmlm.images", "picture_readers"),
     "vision": ("mmlm.vision", "encoders"),
     "reducer": ("mmlm.reducers", "reducers"),
     "connector": ("mmlm.connectors", "connectors"),
     "language": ("mmlm.language", "languages"),
+    "adapters": ("mmlm.language.adapters", "adapters"),
     "source": ("mmlm.data", "sources"),
     "objective": ("mmlm.training.objectives", "objectives"),
     "scorer": ("mmlm.evaluation.scorers", "scorers"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from mmlm.data.mixture import Mixture
 from mmlm.data.schema import BadRowError, Drop, Sample
 from mmlm.errors import AlignmentError, ConfigError, ImageError
-from mmlm.images import read_size
+from mmlm.images import read_size, split_reference
 from mmlm.messages import images_of
 from mmlm.processing import MMLMProcessor
 
@@ -107,10 +106,11 @@ class Planner:
         tokens: list[int] = []
         num_tiles = 0
         for picture in pictures:
-            if isinstance(picture, str | os.PathLike) and not Path(picture).exists():
-                raise BadRowError("no_image_file", str(picture))
             try:
-                size = read_size(picture)
+                is_path = isinstance(picture, str | os.PathLike)
+                if is_path and not split_reference(picture)[0].exists():
+                    raise BadRowError("no_image_file", str(picture))
+                size = read_size(picture, readers=counter.policy.readers)
             except (ImageError, OSError) as error:
                 raise BadRowError("bad_image", str(error)) from None
             tiles = counter.policy.plan(size, counter.side).tiles

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.errors import DataError
+from mmlm.images import split_reference
 
 _LONGEST_PATH = 1024
 
@@ -44,7 +45,7 @@ def find_picture(value: Any, folders: list[Path]) -> Path | bytes | Any:
         raise DataError(f"its picture is a URL ({value}); fetch it first, no benchmark does")
     for folder in folders:
         path = folder / value
-        if path.is_file():
+        if path.is_file() or split_reference(path)[0].is_file():
             return path
     raise DataError(f"there is no file {folders[0] / value}")
 
@@ -58,7 +59,9 @@ def picture_key(picture: Any) -> str:
     digest = hashlib.sha256()
     if isinstance(picture, Path):
         try:
-            digest.update(picture.read_bytes())
+            file, number = split_reference(picture)
+            digest.update(file.read_bytes())
+            digest.update(f"#{number}".encode() if number else b"")
         except OSError as error:
             raise DataError(f"the picture {picture} cannot be read: {error}") from None
     elif isinstance(picture, bytes):

@@ -159,6 +159,11 @@ def common_reasons(config: MMLMConfig) -> list[str]:
 def image_reasons(config: MMLMConfig) -> list[str]:
     """Return why no image processor of transformers gives the pixels of this policy."""
     policy, facts = config.image_policy, config.facts
+    if policy.read:
+        return [
+            f"image.read sets {', '.join(policy.read)}, which no stock processor can hold: what "
+            f"the pictures look like would change when the folder is loaded"
+        ]
     if isinstance(policy, SquashConfig):
         return []
     square = facts.side[0] == facts.side[1]

@@ -2,10 +2,10 @@
 
     file, bytes, array ──► decode ──► RGB picture ──► plan (policy) ──► resize.cut ──► vision
 
-`decode` opens pictures that strangers send; an image policy maps a *size* to tiles, without
-pixels; `resize` cuts the tiles out and normalises them. Only `resize` needs torch, and it is
-imported when it is first asked for. To add a policy, write one module here, register its
-config, and import it below; `tests/contracts/test_images.py` finds it.
+`decode` opens pictures that strangers send, and with `readers` those of a domain; an image policy
+maps a *size* to tiles, without pixels; `resize` cuts the tiles out and normalises them. Only
+`resize` needs torch, and it is imported when it is first asked for. To add a policy, write one
+module here, register its config, and import it below; `tests/contracts/test_images.py` finds it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from mmlm.images.decode import ImageSource as ImageSource
 from mmlm.images.decode import open_image as open_image
 from mmlm.images.decode import read_size as read_size
 from mmlm.images.letterbox import LetterboxConfig as LetterboxConfig
+from mmlm.images.readers import Readers as Readers
+from mmlm.images.readers import all_readers as all_readers
+from mmlm.images.readers import picture_readers as picture_readers
+from mmlm.images.readers import split_reference as split_reference
 from mmlm.images.squash import SquashConfig as SquashConfig
 
 if TYPE_CHECKING:

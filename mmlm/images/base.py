@@ -7,10 +7,13 @@ tokens it becomes follows from the encoder's and the reducer's `out_grid`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
 
 from mmlm.config import PartConfig
 from mmlm.features import Size
+from mmlm.images.readers import Readers, all_readers
 from mmlm.registry import Registry
 
 
@@ -53,6 +56,28 @@ class ImagePlan(NamedTuple):
 
 class ImagePolicyConfig(PartConfig):
     """Base of the image policies."""
+
+    read: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of the readers of pictures, such as {dicom: {window: [40, 400]}}; `mmlm parts
+    reader` lists them. They travel with the model."""
+
+    @field_validator("read")
+    @classmethod
+    def _known_readers(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        all_readers(value)
+        return value
+
+    @property
+    def readers(self) -> Readers:
+        """What opens the pictures of this model."""
+        return all_readers(self.read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; `read` only where it says something."""
+        values = super().to_dict()
+        if not self.read:
+            del values["read"]
+        return values
 
     def plan(self, size: Size, side: Size) -> ImagePlan:
         """Plan the tiles of a picture of `size` for an encoder that takes `side`.

@@ -1,9 +1,10 @@
 """Opening any picture as a person would expect to see it, or saying why it cannot be opened.
 
 Handled: EXIF rotation, CMYK, palettes, transparency (over white), 16-bit and float grey,
-animations (the first frame), arrays. Refused with the reason: files that are truncated, empty
-or no picture, and pictures with more pixels than allowed, which is known from the header
-before anything is decoded. Vector and script formats are never handed to an interpreter.
+animations (a frame), arrays; and, for whoever passes `readers`, DICOM, GeoTIFF and PDF. Refused
+with the reason: files that are truncated, empty or no picture, and pictures with more pixels
+than allowed, which is known from the header before anything is decoded. Without `readers`,
+vector and script formats are never handed to an interpreter.
 
 Obtaining bytes from somewhere else is not done here (see `mmlm.serving`), nor is resizing.
 """
@@ -13,14 +14,16 @@ from __future__ import annotations
 import io
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmlm.errors import ImageError
+from mmlm.errors import ImageError, MMLMError
 from mmlm.features import Size
+from mmlm.images.readers import PictureConfig, PictureFile, ReaderConfig, Readers, split_reference
+from mmlm.images.readers.base import refuse_number
+from mmlm.images.readers.window import grey_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,49 +47,98 @@ _LYING = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, readers: Readers | None = None
+) -> Image.Image:
     """Open a picture, upright and in RGB.
 
     Args:
         source: A file name, the bytes of a file, a PIL picture, or an array
             ``(height, width[, 1 | 3 | 4])`` of uint8, uint16, bool, or floats from 0 to 1.
+            ``film.gif#frame=2`` and ``paper.pdf#page=3`` name a part of a file.
         max_pixels: Refuse larger pictures, before decoding them.
+        readers: Readers of further kinds of files; None opens plain pictures alone, which is
+            right for what strangers send.
 
     Raises:
         ImageError: if the picture cannot be opened, or is too large.
+        MissingExtraError: if its reader needs a library that is not installed.
     """
-    with _explained(source), _header(source, max_pixels) as image:
-        image.load()
-        picture = _to_rgb(_upright(image))
-        return picture.copy() if picture is source else picture
+    with _explained(source):
+        file, reader = _reader_of(source, readers)
+        if reader is not None and file is not None:
+            _refuse_size(reader.size(file), source, max_pixels)
+            return reader.image(file)
+        with _header(source, max_pixels) as image:
+            image.load()
+            picture = _to_rgb(_upright(image), _grey_window(readers))
+            return picture.copy() if picture is source else picture
 
 
-def read_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Size:
+def read_size(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, readers: Readers | None = None
+) -> Size:
     """Read height and width, as `open_image` would return it, from the header alone.
 
     Raises:
         ImageError: if the header cannot be read, or promises a picture that is too large.
+        MissingExtraError: if its reader needs a library that is not installed.
     """
-    with _explained(source), _header(source, max_pixels) as image:
-        width, height = image.size
-        return Size(width, height) if _orientation(image) in _LYING else Size(height, width)
+    with _explained(source):
+        file, reader = _reader_of(source, readers)
+        if reader is not None and file is not None:
+            size = reader.size(file)
+            _refuse_size(size, source, max_pixels)
+            return size
+        with _header(source, max_pixels) as image:
+            width, height = image.size
+            return Size(width, height) if _orientation(image) in _LYING else Size(height, width)
+
+
+def _reader_of(
+    source: ImageSource, readers: Readers | None
+) -> tuple[PictureFile | None, ReaderConfig | None]:
+    """Return the file and the reader that knows its bytes, or None for Pillow."""
+    if readers is None or not isinstance(source, str | os.PathLike | bytes):
+        return None, None
+    _stream(source)
+    file = (
+        PictureFile(source) if isinstance(source, bytes) else PictureFile(*split_reference(source))
+    )
+    return file, readers.reader_of(file)
+
+
+def _grey_window(readers: Readers | None) -> str | tuple[float, float]:
+    """Return how grey becomes bytes."""
+    settings = None if readers is None else readers.by_name.get("picture")
+    return settings.window if isinstance(settings, PictureConfig) else "full"
 
 
 @contextmanager
 def _header(source: ImageSource, max_pixels: int) -> Generator[Image.Image]:
     """Open a picture up to its header, and refuse one that is too large."""
     if isinstance(source, Image.Image):
-        _refuse_size(source, source, max_pixels)
+        _refuse_size(_size_of(source), source, max_pixels)
         yield source
         return
     if isinstance(source, np.ndarray):
         image = _from_array(source)
-        _refuse_size(image, source, max_pixels)
+        _refuse_size(_size_of(image), source, max_pixels)
         yield image
         return
     with Image.open(_stream(source), formats=FORMATS) as image:
-        _refuse_size(image, source, max_pixels)
+        # The first frame is checked too: a later one is found by going through those before it.
+        _refuse_size(_size_of(image), source, max_pixels)
+        number = 0 if isinstance(source, bytes) else split_reference(source)[1]
+        if number:
+            refuse_number(number, getattr(image, "n_frames", 1), "frame")
+            image.seek(number)
+            _refuse_size(_size_of(image), source, max_pixels)
         yield image
+
+
+def _size_of(image: Image.Image) -> Size:
+    return Size(image.height, image.width)
 
 
 def _stream(source: str | os.PathLike[str] | bytes) -> Any:
@@ -105,7 +157,7 @@ def _stream(source: str | os.PathLike[str] | bytes) -> Any:
             f"{_name(source)} is an address, and addresses are not fetched here. Download the "
             f"picture and give its path or bytes."
         )
-    path = Path(source)
+    path, _ = split_reference(source)
     if not path.exists():
         raise ImageError(f"There is no picture at {path}. Check the path.")
     if path.is_dir():
@@ -115,9 +167,9 @@ def _stream(source: str | os.PathLike[str] | bytes) -> Any:
     return path
 
 
-def _refuse_size(image: Image.Image, source: ImageSource, max_pixels: int) -> None:
+def _refuse_size(size: Size, source: ImageSource, max_pixels: int) -> None:
     """Raise if a picture has no pixels, too many, or too many in a row."""
-    width, height = image.size
+    height, width = size
     if not width or not height:
         raise ImageError(f"{_name(source)} has no pixels: {width} x {height}.")
     if width * height > max_pixels:
@@ -137,7 +189,7 @@ def _explained(source: ImageSource) -> Generator[None]:
     """Turn whatever a decoder raises on broken bytes into an `ImageError` with the cause."""
     try:
         yield
-    except ImageError:
+    except MMLMError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
@@ -160,7 +212,7 @@ def _hint(source: ImageSource) -> str:
     if isinstance(source, bytes):
         start = source[:512]
     elif isinstance(source, str | os.PathLike):
-        with Path(source).open("rb") as file:
+        with split_reference(source)[0].open("rb") as file:
             start = file.read(512)
     else:
         return ""
@@ -173,6 +225,8 @@ def _hint(source: ImageSource) -> str:
         return "It is HEIC, as phones write it; convert it to JPEG first."
     if lower.startswith(b"%pdf"):
         return "It is a PDF; render its pages first."
+    if start[128:132] == b"DICM":
+        return "It is a DICOM file, which is not opened here; convert it to PNG first."
     return f"It begins with {start[:16]!r}."
 
 
@@ -201,38 +255,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, window: str | tuple[float, float] = "full") -> Image.Image:
     """Convert any mode to RGB; transparency is laid over white, as on a page."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
+    is_bytes = image.mode == "L" and "transparency" not in image.info
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or (is_bytes and window != "full"):
+        return Image.fromarray(grey_bytes(np.asarray(image), window)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         picture = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         page = Image.new("RGBA", picture.size, _WHITE)
         return Image.alpha_composite(page, picture).convert("RGB")
     return image.convert("RGB")
-
-
-def _grey_bytes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Map grey values of 16 bits or more, or floats, onto bytes.
-
-    Integers that fit into 16 bits keep their full scale (65,535 is white), floats from 0 to 1
-    or from 0 to 255 theirs. Anything else has no known white, and is spread from its least to
-    its greatest value.
-    """
-    floats = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if floats and low >= 0 and high <= 1:
-        scaled = values * 255.0
-    elif floats and low >= 0 and high <= 255:
-        scaled = values
-    elif not floats and low >= 0 and high <= 65_535:
-        scaled = values / 257.0
-    else:
-        scaled = (values - low) * (255.0 / (high - low if high > low else 1.0))
-    return np.round(scaled).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -16,7 +16,7 @@ from mmlm.assistant import Assistant
 from mmlm.data import BadRowError, Mixture
 from mmlm.errors import ImageError
 from mmlm.generation import Request
-from mmlm.images import read_size
+from mmlm.images import all_readers, read_size
 from mmlm.messages import Message, images_of
 from mmlm.training.display import JsonLog
 from mmlm.training.recipe import AskConfig
@@ -61,7 +61,7 @@ def _question(mixture: Mixture, position: int) -> Question | None:
         if not images_of(turns[:end]):
             return None
         for image in images_of(turns[:end]):
-            read_size(image)
+            read_size(image, readers=all_readers())
     except (BadRowError, ImageError, OSError, StopIteration):
         return None
     return Question(f"{sample.source}/{sample.id}", tuple(turns[:end]), turns[end].text.strip())

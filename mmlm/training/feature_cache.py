@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from mmlm.features import Grid, VisionFeatures
+from mmlm.images import split_reference
 
 _READ_ONLY = os.O_RDONLY
 
@@ -164,15 +165,16 @@ class ImageKeys:
     def of(self, image: Any) -> str:
         """Return the key of a path, of bytes, or of a picture in memory."""
         if isinstance(image, str | os.PathLike):
-            path = os.fspath(image)
+            file, number = split_reference(image)
+            path, part = os.fspath(file), f"#{number}" if number else ""
             facts = os.stat(path)
             known = self._known.get(path)
             if known is not None and known[:2] == (facts.st_mtime_ns, facts.st_size):
-                return known[2]
+                return known[2] + part
             with open(path, "rb") as file:
                 key = hashlib.file_digest(file, _digest).hexdigest()
             self._known[path] = (facts.st_mtime_ns, facts.st_size, key)
-            return key
+            return key + part
         raw = image if isinstance(image, bytes) else image.mode.encode() + image.tobytes()
         if not isinstance(image, bytes):
             raw += str(image.size).encode()
