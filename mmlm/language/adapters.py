@@ -1,5 +1,6 @@
 """Low-rank adapters on the language model, through PEFT: LoRA, DoRA and QLoRA.
 
+    choose_layers     which layers a config puts adapters beside; says what is in the way
     add_adapters      put adapters beside the linear layers of the language part, and nowhere else
     adapters_off      the model as it was before them, for a while
     merge_adapters    work them into the weights, and prove it on the logits
@@ -82,6 +83,28 @@ class QloraAdapterConfig(AdapterConfig):
     quantised: ClassVar[bool] = True
 
 
+def choose_layers(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -> list[str]:
+    """Return the layers that adapters would stand beside; nothing is changed.
+
+    Args:
+        model: The joined model, or any `PreTrainedModel`.
+        config: What kind of adapters, and where.
+        prefix: The name of the language part; empty for a language model by itself.
+
+    Raises:
+        ConfigError: if `targets` names no layer, or a chosen layer cannot take an adapter.
+        MissingExtraError: if PEFT or bitsandbytes is not installed.
+    """
+    _peft()
+    if config.quantised:
+        _bitsandbytes()
+    layers = linear_layers(model, prefix)
+    chosen = _chosen(layers, config, used=_used(model, layers))
+    for name in chosen:
+        _check_layer(name, layers[name], config)
+    return chosen
+
+
 def add_adapters(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -> list[str]:
     """Put adapters beside the linear layers of the language part.
 
@@ -97,16 +120,16 @@ def add_adapters(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -
         The names of the layers that have one now.
 
     Raises:
-        ConfigError: if `targets` names no layer, or adapters are there already.
+        ConfigError: if adapters are there already, or see `choose_layers`.
         MissingExtraError: if PEFT or bitsandbytes is not installed.
     """
     peft = _peft()
     if getattr(model, "peft_config", None):
         raise ConfigError("The model carries adapters already. Merge them before adding others.")
-    layers = linear_layers(model, prefix)
-    chosen = _chosen(layers, config, used=_used(model, layers))
+    chosen = choose_layers(model, config, prefix=prefix)
+    transposed = type(model.get_submodule(chosen[0])).__name__ == "Conv1D"
     if config.quantised:
-        _quantise(model, chosen)
+        quantise(model, chosen)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.add_adapter(
         peft.LoraConfig(
@@ -115,7 +138,7 @@ def add_adapters(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -
             lora_dropout=config.dropout,
             target_modules=chosen,
             use_dora=config.weight_decomposed,
-            fan_in_fan_out=type(layers[chosen[0]]).__name__ == "Conv1D",
+            fan_in_fan_out=transposed,
             bias="none",
         ),
         adapter_name=_NAME,
@@ -153,7 +176,8 @@ def linear_layers(model: Any, prefix: str = LANGUAGE) -> dict[str, Any]:
     if not found:
         raise ConfigError(
             f"{type(model).__name__} has no linear layers below {prefix!r}, so there is nothing "
-            f"to put adapters beside."
+            f"to put adapters beside. Leave `adapters` out; or, if the checkpoint is quantised, "
+            f"name the one that it was made from."
         )
     return found
 
@@ -189,29 +213,38 @@ def _leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _quantise(model: Any, names: Sequence[str]) -> None:
-    """Turn linear layers into 4-bit ones, in place."""
-    import torch
+def _check_layer(name: str, layer: Any, config: AdapterConfig) -> None:
+    """Refuse a layer that this kind of adapter cannot stand beside."""
+    from torch import nn
 
-    try:
-        bnb: Any = importlib.import_module("bitsandbytes")
-    except ImportError:
-        raise MissingExtraError(
-            "bitsandbytes", needed_for="adapters: qlora", extra="qlora"
-        ) from None
+    kind, weight = type(layer).__name__, layer.weight
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise ConfigError(
+            f"adapters {config.use}: {name} is a {kind} that holds its weight as {weight.dtype}: "
+            f"the checkpoint is quantised already. Name the checkpoint that it was made from; "
+            f"{{use: qlora}} then holds its weights in 4 bits."
+        )
+    if config.quantised and type(layer) is not nn.Linear:
+        raise ConfigError(
+            f"adapters qlora: {name} is a {kind}, which cannot be held in 4 bits. Use lora, or "
+            f"another language model."
+        )
+
+
+def quantise(model: Any, names: Sequence[str]) -> None:
+    """Turn linear layers into 4-bit ones, in place; the same weights always give the same bits.
+
+    Raises:
+        MissingExtraError: if bitsandbytes is not installed.
+    """
+    bnb = _bitsandbytes()
     for name in names:
         layer: Any = model.get_submodule(name)
-        if type(layer) is not torch.nn.Linear:
-            raise ConfigError(
-                f"adapters qlora: {name} is a {type(layer).__name__}, which cannot be held in 4 "
-                f"bits. Use lora, or another language model."
-            )
-        dtype = layer.weight.dtype
         fresh: Any = bnb.nn.Linear4bit(
             layer.in_features,
             layer.out_features,
             bias=getattr(layer, "bias", None) is not None,
-            compute_dtype=dtype,
+            compute_dtype=layer.weight.dtype,
             quant_type="nf4",
             device="meta",
         )
@@ -417,6 +450,15 @@ def _peft() -> Any:
     except ImportError:
         raise MissingExtraError("peft", needed_for="Adapters", extra="train") from None
     return peft
+
+
+def _bitsandbytes() -> Any:
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError:
+        raise MissingExtraError(
+            "bitsandbytes", needed_for="adapters: qlora", extra="qlora"
+        ) from None
 
 
 def _tuner_layer() -> Any:

@@ -3,11 +3,15 @@
 Public names begin with a part (vision, connector, language, head; adapters for what a stage
 adds) and go on as the parameter is called inside it, whatever wraps the model. A pattern that
 matches nothing is nearly always a misspelling; a silent freeze is the classic bug of this field.
+
+Where there are adapters, ``language.layers.0.*`` means those that stand there, as
+``adapters.language.layers.0.*`` does, and the language model's own weights stand still. A pattern
+that reaches no adapter (``language.norm.*``) still means the weights that it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -19,6 +23,7 @@ from mmlm.modeling import MMLMForConditionalGeneration
 PARTS = ("vision", "connector", "language", "head")
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "_checkpoint_wrapped_module.")
 _ADAPTER_MARKS = ("lora_", "modules_to_save", "trainable_tokens_")
+_ADAPTERS, _BELOW = "adapters.", ".base_layer."
 
 
 @dataclass(frozen=True)
@@ -55,39 +60,60 @@ def public_name(name: str) -> str:
     part = MMLMForConditionalGeneration.part_of(plain)
     rest = plain.removeprefix("model.").split(".", 1)[1].replace("base_layer.", "")
     public = f"{part}.{rest}"
-    return f"adapters.{public}" if any(mark in plain for mark in _ADAPTER_MARKS) else public
+    return f"{_ADAPTERS}{public}" if any(mark in plain for mark in _ADAPTER_MARKS) else public
 
 
 def matching(model: nn.Module, patterns: Mapping[str, float]) -> dict[str, str]:
-    """Return, for every parameter that learns, the pattern that chose it.
-
-    Of several patterns that match, the last one counts, so that a general one can stand first.
-    Adapters learn whether or not a pattern names them.
+    """Return, for every parameter that learns, the pattern that chose it; see `match_names`.
 
     Raises:
         ConfigError: if a pattern matches nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
+    return match_names([name for name, _ in model.named_parameters()], patterns)
+
+
+def match_names(names: Sequence[str], patterns: Mapping[str, float]) -> dict[str, str]:
+    """Return, for the name of every parameter that learns, the pattern that chose it.
+
+    Of several patterns that match, the last one counts, so that a general one can stand first.
+
+    Raises:
+        ConfigError: if a pattern matches nothing, or there are adapters that no pattern reaches.
+    """
     public = {name: public_name(name) for name in names}
+    adapters = [one for one in public.values() if one.startswith(_ADAPTERS)]
+    reaching = {p for p in patterns if any(_matches(one, p) for one in adapters)}
     chosen: dict[str, str] = {}
     used: set[str] = set()
-    for name in names:
+    for name, one in public.items():
+        own = one.startswith("language.")
         for pattern in patterns:
-            if fnmatchcase(public[name], pattern) or public[name].startswith(f"{pattern}."):
-                chosen[name] = pattern
-                used.add(pattern)
-        if name not in chosen and public[name].startswith("adapters."):
-            chosen[name] = "adapters.*"
+            if _BELOW in name or (own and pattern in reaching) or not _matches(one, pattern):
+                continue
+            chosen[name] = pattern
+            used.add(pattern)
     idle = [pattern for pattern in patterns if pattern not in used]
     if idle:
-        raise ConfigError(_no_match(idle, sorted(set(public.values()))))
+        raise ConfigError(_no_match(idle, public))
+    if adapters and not reaching:
+        raise ConfigError(
+            f"The stage has adapters, and `learn` ({', '.join(map(repr, patterns))}) names none of "
+            f"them. Write 'adapters.*', or leave `adapters` out of the stage."
+        )
     return chosen
 
 
-def _no_match(idle: list[str], names: list[str]) -> str:
-    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern names a parameter, an adapter of it, or a module that holds it."""
+    ways = (name, name.removeprefix(_ADAPTERS))
+    return any(fnmatchcase(one, pattern) or one.startswith(f"{pattern}.") for one in ways)
+
+
+def _no_match(idle: list[str], public: Mapping[str, str]) -> str:
+    parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in sorted(public.values())))
     message = (
-        f"`learn` names {', '.join(map(repr, idle))}, which matches no parameter. "
+        f"`learn` names {', '.join(map(repr, idle))}, which matches no parameter"
+        f"{' that can learn' if 'adapters' in parts else ''}. "
         f"Parts of this model: {parts}. Write e.g. 'connector.*'."
     )
     if any(pattern.startswith("head") for pattern in idle) and "head" not in parts:
@@ -95,6 +121,10 @@ def _no_match(idle: list[str], names: list[str]) -> str:
             " The head shares its weights with the embedding of the language model; name it as "
             "'language.embed_tokens.*'."
         )
+    if any(pattern.startswith("adapters") for pattern in idle) and "adapters" not in parts:
+        message += " Adapters are put beside the weights by `adapters:` in the stage."
+    if any(_matches(one, p) for p in idle for name, one in public.items() if _BELOW in name):
+        message += " A weight that has an adapter stands still; 'adapters.*' names the adapters."
     return message
 
 

@@ -63,12 +63,13 @@ def plan_memory(
         row_tokens: Length of a row.
     """
     size = torch.empty((), dtype=precision.dtype).element_size()
-    total = sum(p.numel() for p in model.parameters())
+    # Weights held in 4 bits count as the bytes that they are packed into.
+    weights = sum(p.numel() * min(size, p.element_size()) for p in model.parameters())
     learnt = sum(p.numel() for n, p in model.named_parameters() if n in learning)
     copies = learnt * 4 if precision.keep_copies and size < 4 else 0
     master = 4 if copies else size
     return MemoryPlan(
-        weights=total * size,
+        weights=weights,
         copies=copies,
         gradients=learnt * master,
         moments=2 * learnt * master,

@@ -43,7 +43,7 @@ class MasterAdamW:
     Args:
         parameters: Name and parameter of what learns.
         rates: The peak rate of each name.
-        masters: Float32 copies from an earlier stage or a checkpoint, by stable name.
+        masters: What has learnt in an earlier stage or a checkpoint, by stable name.
         betas: Averaging.
         weight_decay: Decay of matrices; vectors have none.
         keep_copies: False moves the model's own weights, in their own precision.
@@ -91,7 +91,8 @@ class MasterAdamW:
             if known is not None:
                 parameter.data.copy_(known)
             return Learnable(stable, parameter, parameter, peak_lr)
-        master = parameter.detach().float() if known is None else known.to(parameter.device)
+        source = parameter.detach() if known is None else known
+        master = source.to(parameter.device, torch.float32)
         parameter.data.copy_(master)
         return Learnable(stable, parameter, master.clone().requires_grad_(), peak_lr)
 

@@ -67,6 +67,9 @@ def _say_shapes(trainer: Trainer, run: Run) -> None:
 
 def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture) -> None:
     model: Any = run.assistant.model
+    adapters = run.change_adapters(stage)
+    if adapters is not None:
+        trainer.say(f"adapters    {adapters}")
     trainer.say(table(freeze(model, stage.patterns)))
     packing, rows_per_step = packing_of(trainer.recipe, stage)
     planner = Planner(

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mmlm.config import Config, parse_yaml, read_yaml
 from mmlm.errors import ConfigError
+from mmlm.language.adapters import AdapterConfig, adapters
 from mmlm.recipes import find_recipe
 
 MODEL_KEYS = ("image", "vision", "reducer", "connector", "language", "from")
@@ -55,8 +56,8 @@ class StageConfig(Config):
     """The name of the stage, also of its folder of checkpoints."""
 
     learn: list[str] | dict[str, float]
-    """Patterns over the parts vision, connector, language, head, such as connector.*; with a
-    peak rate each, if it is a mapping."""
+    """Patterns over the parts vision, connector, language, head and adapters, such as connector.*;
+    with a peak rate each, if it is a mapping."""
 
     data: Any
     """A data recipe, a data file, a source, or a list of sources."""
@@ -98,8 +99,8 @@ class StageConfig(Config):
     """What is learnt."""
 
     adapters: dict[str, Any] | None = None
-    """Low-rank adapters that learn in place of the weights below them, such as
-    {use: lora, rank: 16}."""
+    """Low-rank adapters that learn in place of the language model's own weights, such as
+    {use: lora, rank: 16}; a later stage with the same words goes on with them."""
 
     shuffle: bool = True
     """False takes the rows as they are written."""
@@ -111,20 +112,22 @@ class StageConfig(Config):
             raise ValueError("names nothing; write e.g. [connector.*]")
         return value
 
-    @field_validator("adapters")
-    @classmethod
-    def _not_built(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        # Going on without them would train other weights than the recipe says.
-        if value is not None:
-            raise ValueError("adapters are not built into training yet; leave the key out")
-        return value
-
     @property
     def patterns(self) -> dict[str, float]:
         """Each pattern with its peak rate."""
         if isinstance(self.learn, dict):
             return dict(self.learn)
         return dict.fromkeys(self.learn, self.peak_lr)
+
+    def adapter_config(self) -> AdapterConfig | None:
+        """Return the adapters of the stage, or None.
+
+        Raises:
+            ConfigError: if no kind of adapters, or no setting of it, has such a name.
+        """
+        if self.adapters is None:
+            return None
+        return adapters.read(self.adapters, origin=f"stages.{self.name}.adapters")
 
 
 class AskConfig(Config):
@@ -243,6 +246,8 @@ class Recipe(Config):
         missing = [key for key in ("vision", "language") if key not in self.model]
         if "from" not in self.model and missing:
             raise ValueError(f"model.{missing[0]} is missing")
+        for stage in self.stages:
+            stage.adapter_config()
         return self
 
     def data_of(self, stage: StageConfig) -> Any:

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlm.assistant import Assistant
 from mmlm.data import PackingConfig, Quarantine
 from mmlm.data.mixture import Mixture
+from mmlm.data.order import key_of
 from mmlm.data.pipeline import Step, StepStream
 from mmlm.data.planning import Planner
 from mmlm.errors import ConfigError, DataError, TrainingError
+from mmlm.language.adapters import AdapterConfig
+from mmlm.training.adapting import change_adapters
 from mmlm.training.attention import AttentionChoice
 from mmlm.training.batches import Batcher
 from mmlm.training.callbacks import Growth
@@ -33,7 +36,7 @@ from mmlm.training.checkpoint import (
 )
 from mmlm.training.display import JsonLog, Progress, Tracker
 from mmlm.training.feature_cache import FeatureCache
-from mmlm.training.learning import PartReport, freeze, matching, public_name
+from mmlm.training.learning import freeze, matching, public_name
 from mmlm.training.nonfinite import save_batch
 from mmlm.training.objectives import objectives
 from mmlm.training.optim import MasterAdamW, stable_name
@@ -61,7 +64,8 @@ class Run:
         log: One line a step.
         growth: Answers on the same few pictures, or None.
         trackers: Where numbers go beside the log.
-        masters: What has learnt so far, in float32, by stable name.
+        masters: What has learnt so far, by stable name, in float32 but for merged weights.
+        adapters: What stands beside the weights now, or None.
         quiet: Show nothing.
         stop: Set when the run is to stop after the step.
     """
@@ -76,6 +80,7 @@ class Run:
     growth: Growth | None
     trackers: list[Tracker]
     masters: dict[str, Tensor] = field(default_factory=dict)
+    adapters: AdapterConfig | None = None
     quiet: bool = False
     stop: bool = False
 
@@ -83,6 +88,16 @@ class Run:
     def quarantine_path(self) -> Path | None:
         """Where drops are written; by the first rank alone."""
         return self.out / "quarantine.jsonl" if self.engine.is_main else None
+
+    def change_adapters(self, stage: StageConfig) -> str | None:
+        """Put the adapters of a stage beside the weights; say what was done, if anything was."""
+        after = stage.adapter_config()
+        seed = key_of(self.recipe.run.seed, stage.name, "adapters")
+        done = change_adapters(
+            self.assistant.model, self.masters, before=self.adapters, after=after, seed=seed
+        )
+        self.adapters = after
+        return done
 
 
 def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
@@ -157,9 +172,11 @@ class StageRun:
         return until.samples
 
     def _set_modes(self) -> None:
-        """Parts that learn are in training mode; what stands still does not move its statistics."""
-        for module in self.model.modules():
-            module.training = any(p.requires_grad for p in module.parameters())
+        """Parts that learn are in training mode; what stands still does not move its statistics.
+
+        What has no weights, such as a dropout, goes with the module that it stands in.
+        """
+        set_modes(self.model, learning=False)
 
     def _optimizer(self) -> MasterAdamW:
         chosen = matching(self.model, self.stage.patterns)
@@ -284,6 +301,8 @@ class StageRun:
         """Add up the gradients of all rows; return the step's loss and gradient length."""
         weighed = [self.objective.weigh(row.samples) for row in step.rows]
         engine = self.run.engine
+        # Dropout hangs on the step and the rank alone, so that a run that goes on drops the same.
+        torch.manual_seed(key_of(self.run.recipe.run.seed, self.stage.name, self.step, engine.rank))
         num_items = engine.add_up([sum(count for _, count in weighed)])[0]
         total = torch.zeros((), dtype=torch.float32, device=engine.device)
         if num_items == 0:
@@ -453,6 +472,9 @@ class StageRun:
         )
 
 
-def learns_vision(reports: list[PartReport]) -> bool:
-    """Whether any weight of the encoder learns."""
-    return any(report.part == "vision" and report.learning for report in reports)
+def set_modes(module: nn.Module, *, learning: bool) -> None:
+    """Put modules that hold something that learns into training mode, and all others out of it."""
+    own = [parameter.requires_grad for parameter in module.parameters()]
+    module.training = any(own) if own else learning
+    for child in module.children():
+        set_modes(child, learning=module.training)

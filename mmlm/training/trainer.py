@@ -32,8 +32,10 @@ from mmlm.data import open_mixture
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import key_of
 from mmlm.errors import CheckpointError, ConfigError, TrainingError
+from mmlm.language.adapters import merge_adapters
 from mmlm.recipes import find_recipe, list_recipes
 from mmlm.storage import cache_folder, write_atomic
+from mmlm.training.adapting import check_stages
 from mmlm.training.attention import choose_attention, set_attention
 from mmlm.training.callbacks import Growth, choose_questions
 from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
@@ -186,6 +188,7 @@ class Trainer:
             else [],
             quiet=self.quiet,
         )
+        check_stages(assistant.model, recipe.stages)
         run.growth = self._growth(run, mixtures)
         return run
 
@@ -242,7 +245,14 @@ class Trainer:
         state: dict[str, Any] = {"log_bytes": 0, "growth_bytes": 0, "quarantine": {"bytes": 0}}
         if checkpoint is not None:
             state = checkpoint.state
-            _put_weights(run.assistant, checkpoint.weights)
+            rest = _put_weights(run.assistant, checkpoint.weights)
+            run.change_adapters(next(s for s in self.recipe.stages if s.name == state["stage"]))
+            rest = _put_weights(run.assistant, rest)
+            if rest:
+                raise TrainingError(
+                    f"The checkpoint holds {next(iter(rest))!r}, which this model has not: its "
+                    f"parts have changed. Begin anew with --fresh."
+                )
             run.masters = {
                 name: value.to(self.engine.device) for name, value in checkpoint.weights.items()
             }
@@ -262,9 +272,12 @@ class Trainer:
         mixture: Mixture,
         checkpoint: Checkpoint | None,
     ) -> StageResult:
+        adapters = run.change_adapters(stage)
         cache = self._cache(run, stage)
         running = StageRun(run, stage, number, mixture, cache=cache, checkpoint=checkpoint)
         self.say(f"\nstage {running.title}")
+        if adapters is not None:
+            self.say(f"adapters    {adapters}")
         self.say(table(running.reports))
         counts = ", ".join(f"{name} {count:,}" for name, count in mixture.counts.items())
         self.say(f"data        {counts} rows an epoch")
@@ -310,13 +323,16 @@ class Trainer:
         result = RunResult(self.out, stages)
         if self.engine.is_main:
             set_attention(run.assistant.model, "sdpa")
-            run.assistant.model.eval().requires_grad_(True)
             if self.recipe.run.gradient_checkpointing:
                 run.assistant.model.gradient_checkpointing_disable()
             values = self.recipe.to_dict()
             run.assistant.notes["training"] = result.facts()
-            result.stock_reasons = run.assistant.save(result.model, recipe=values)
+            # The small folder keeps the adapters as they are; the whole one has them merged.
             self._save_delta(run, result)
+            if run.adapters is not None:
+                merge_adapters(run.assistant.model)
+            run.assistant.model.eval().requires_grad_(True)
+            result.stock_reasons = run.assistant.save(result.model, recipe=values)
             result.write(self.out / _RESULT)
         self.engine.wait()
         for stage in stages:
@@ -339,20 +355,16 @@ class Trainer:
             self.say(f"no delta    {error}")
 
 
-def _put_weights(assistant: Assistant, weights: dict[str, torch.Tensor]) -> None:
-    """Put weights and statistics into a model, by stable name."""
+def _put_weights(assistant: Assistant, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put weights and statistics into a model by stable name; return what found no place."""
     model = assistant.model
     holders = {stable_name(name): value for name, value in model.named_parameters()}
     holders |= {stable_name(name): value for name, value in model.named_buffers()}
-    unknown = [name for name in weights if name not in holders]
-    if unknown:
-        raise TrainingError(
-            f"The checkpoint holds {unknown[0]!r}, which this model has not: its parts have "
-            f"changed. Begin anew with --fresh."
-        )
     with torch.no_grad():
         for name, value in weights.items():
-            holders[name].copy_(value)
+            if name in holders:
+                holders[name].copy_(value)
+    return {name: value for name, value in weights.items() if name not in holders}
 
 
 def _result_of(path: Path) -> StageResult:
