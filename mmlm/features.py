@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmlm.errors import AlignmentError
 
@@ -85,6 +85,12 @@ class VisionFeatures:
     def with_values(self, values: Tensor, grids: Sequence[Grid] | None = None) -> VisionFeatures:
         """Return features with other values (and grids); prefix and layers are kept."""
         return replace(self, values=values, grids=self.grids if grids is None else tuple(grids))
+
+    def to(self, dtype: Any) -> VisionFeatures:
+        """Return the same features in another precision, prefix and layers too."""
+        prefix = None if self.prefix is None else self.prefix.to(dtype)
+        layers = tuple(layer.to(dtype) for layer in self.layers)
+        return replace(self, values=self.values.to(dtype), prefix=prefix, layers=layers)
 
     def pad(self) -> tuple[Tensor, Tensor]:
         """Return ``(items, most_tokens, width)`` and a mask of the same items, True = real."""

@@ -12,8 +12,34 @@ its `out_grid`. To add one, write one module here, register its config, and impo
 from mmlm.connectors.base import Connector as Connector
 from mmlm.connectors.base import ConnectorConfig as ConnectorConfig
 from mmlm.connectors.base import connectors as connectors
+from mmlm.connectors.c_abstractor import CAbstractorConnector as CAbstractorConnector
+from mmlm.connectors.c_abstractor import CAbstractorConnectorConfig as CAbstractorConnectorConfig
+from mmlm.connectors.gated_mlp import GatedMLPConnector as GatedMLPConnector
+from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnectorConfig
+from mmlm.connectors.ldpv2 import LDPv2Connector as LDPv2Connector
+from mmlm.connectors.ldpv2 import LDPv2ConnectorConfig as LDPv2ConnectorConfig
 from mmlm.connectors.linear import LinearConnector as LinearConnector
 from mmlm.connectors.linear import LinearConnectorConfig as LinearConnectorConfig
 from mmlm.connectors.mlp import MLPConnector as MLPConnector
 from mmlm.connectors.mlp import MLPConnectorConfig as MLPConnectorConfig
+from mmlm.connectors.norm_mlp import NormMLPConnector as NormMLPConnector
+from mmlm.connectors.norm_mlp import NormMLPConnectorConfig as NormMLPConnectorConfig
+from mmlm.connectors.ordered_queries import OrderedQueriesConnector as OrderedQueriesConnector
+from mmlm.connectors.ordered_queries import (
+    OrderedQueriesConnectorConfig as OrderedQueriesConnectorConfig,
+)
+from mmlm.connectors.perceiver import PerceiverConnector as PerceiverConnector
+from mmlm.connectors.perceiver import PerceiverConnectorConfig as PerceiverConnectorConfig
+from mmlm.connectors.qformer import QFormerConnector as QFormerConnector
+from mmlm.connectors.qformer import QFormerConnectorConfig as QFormerConnectorConfig
+from mmlm.connectors.qladder import QLadderConnector as QLadderConnector
+from mmlm.connectors.qladder import QLadderConnectorConfig as QLadderConnectorConfig
+from mmlm.connectors.reassemble import ReassembleConnector as ReassembleConnector
+from mmlm.connectors.reassemble import ReassembleConnectorConfig as ReassembleConnectorConfig
 from mmlm.connectors.scale import match_scale as match_scale
+from mmlm.connectors.semantic_tokens import SemanticTokensConnector as SemanticTokensConnector
+from mmlm.connectors.semantic_tokens import (
+    SemanticTokensConnectorConfig as SemanticTokensConnectorConfig,
+)
+from mmlm.connectors.token_packer import TokenPackerConnector as TokenPackerConnector
+from mmlm.connectors.token_packer import TokenPackerConnectorConfig as TokenPackerConnectorConfig

@@ -5,6 +5,8 @@ The widths are not settings: they follow from the two models that a connector jo
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from mmlm.config import PartConfig
@@ -14,6 +16,9 @@ from mmlm.registry import Registry
 
 class ConnectorConfig(PartConfig):
     """Base of the configs of connectors."""
+
+    ordered: ClassVar[bool] = False
+    """Whether the first k tokens of an item do not depend on the others, for every k."""
 
     def out_grid(self, grid: Grid) -> Grid:
         """Return the grid that comes out; most connectors keep it."""

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import nn
 
+from mmlm.connectors.activations import ActivationName, activation
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.features import VisionFeatures
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 
 
 @connectors.register("mlp")
@@ -21,24 +15,17 @@ class MLPConnectorConfig(ConnectorConfig):
     """Project each feature by a stack of linear layers.
 
     Depth 2 with GELU and bias is the projector of `LlavaForConditionalGeneration` and
-    `FastVlmForConditionalGeneration`.
+    `FastVlmForConditionalGeneration`. For one with norms or other widths see `norm_mlp`.
     """
 
     depth: int = Field(default=2, ge=1)
     """Number of linear layers; all but the first map the text width onto itself."""
 
-    activation: str = "gelu"
-    """What stands between the layers: gelu, relu, silu or tanh."""
+    activation: ActivationName = "gelu"
+    """What stands between the layers, by its name in transformers: gelu, relu, silu, tanh, …"""
 
     bias: bool = True
     """Whether the layers have a bias."""
-
-    @field_validator("activation")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in _ACTIVATIONS:
-            raise ValueError(f"no such activation; known: {', '.join(_ACTIVATIONS)}")
-        return value
 
     def build(self, *, vision_width: int, text_width: int) -> MLPConnector:
         """Build the connector between features and embeddings of these widths."""
@@ -46,7 +33,7 @@ class MLPConnectorConfig(ConnectorConfig):
             vision_width,
             text_width,
             depth=self.depth,
-            activation=_ACTIVATIONS[self.activation],
+            activation_name=self.activation,
             bias=self.bias,
         )
 
@@ -65,13 +52,13 @@ class MLPConnector(Connector):
         text_width: int,
         *,
         depth: int,
-        activation: type[nn.Module] = nn.GELU,
+        activation_name: str = "gelu",
         bias: bool = True,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Linear(vision_width, text_width, bias=bias)]
         for _ in range(depth - 1):
-            layers += [activation(), nn.Linear(text_width, text_width, bias=bias)]
+            layers += [activation(activation_name), nn.Linear(text_width, text_width, bias=bias)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: VisionFeatures) -> VisionFeatures:

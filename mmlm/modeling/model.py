@@ -132,7 +132,7 @@ class MMLMModel(PreTrainedModel):
         """Bring encoder features to the number and width that the language model reads."""
         dtype = next((p.dtype for p in self.connector.parameters()), features.values.dtype)
         if features.values.dtype != dtype and not torch.is_autocast_enabled("cpu"):
-            features = features.with_values(features.values.to(dtype))
+            features = features.to(dtype)
         if self.reducer is not None:
             features = self.reducer(features)
         return self.connector(features)

@@ -25,15 +25,19 @@ class PoolConfig(ReducerConfig):
     columns: int = Field(default=4, ge=1)
     """Columns that are left."""
 
+    frames: int | None = Field(default=None, ge=1)
+    """Frames that are left of a longer clip (PLLaVA: 16); by default all."""
+
     def out_grid(self, grid: Grid) -> Grid:
-        """Return the fixed grid, with the frames of the one that goes in."""
+        """Return the fixed grid; a clip that is shorter already keeps its frames."""
         if grid.rows < self.rows or grid.columns < self.columns:
             raise ConfigError(
                 f"The reducer `pool` to {self.rows} x {self.columns} cannot make more of the "
                 f"{grid.rows} x {grid.columns} features that the encoder gives. Lower "
                 f"reducer.rows and reducer.columns, or raise vision.side_px."
             )
-        return Grid(grid.frames, self.rows, self.columns)
+        frames = grid.frames if self.frames is None else min(grid.frames, self.frames)
+        return Grid(frames, self.rows, self.columns)
 
     def build(self, *, width: int) -> Pool:
         """Build the reducer; it has no weights."""
@@ -45,7 +49,7 @@ class Pool(Reducer):
 
     Shapes:
         values:  ``(Σ frames · rows · columns, width)``
-        returns: ``(Σ frames · config.rows · config.columns, width)``
+        returns: ``(Σ frames · config.rows · config.columns, width)``, or fewer frames
     """
 
     def __init__(self, config: PoolConfig) -> None:
@@ -60,6 +64,11 @@ class Pool(Reducer):
 
     def _pool(self, dense: Tensor) -> Tensor:
         """Pool ``(items, frames, rows, columns, width)``."""
+        grid = self.config.out_grid(Grid(*dense.shape[1:4]))
+        if grid.frames != dense.shape[1]:
+            clips = dense.movedim(-1, 1).float()
+            size = (grid.frames, grid.rows, grid.columns)
+            return functional.adaptive_avg_pool3d(clips, size).movedim(1, -1).to(dense.dtype)
         maps = dense.flatten(0, 1).movedim(-1, 1)
-        pooled = functional.adaptive_avg_pool2d(maps, (self.config.rows, self.config.columns))
+        pooled = functional.adaptive_avg_pool2d(maps, (grid.rows, grid.columns))
         return pooled.movedim(1, -1).unflatten(0, dense.shape[:2])

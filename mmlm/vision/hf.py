@@ -8,6 +8,8 @@ what the grid is and how pixels are normalised; cutting pictures is done by `mml
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -40,6 +42,9 @@ class HFVisionConfig(VisionConfig):
     layer: int | Literal["last"] = -2
     """Which hidden state: `last` is after the final norm, -2 is LLaVA's, before any norm."""
 
+    layers: tuple[int, ...] = ()
+    """Further hidden states, for a connector that reads several: token_packer, qladder, …"""
+
     side_px: int | None = Field(default=None, ge=1)
     """Side of the pictures in pixels; by default that of the checkpoint."""
 
@@ -66,7 +71,10 @@ class HFVisionConfig(VisionConfig):
             )
         if native is not None and side != native and not self._takes(tower, side, native):
             tower = self._at_other_side(tower, native, side)
-        return HFVisionEncoder(tower, self._facts(tower, side), layer=self.layer)
+        facts = self._facts(tower, side)
+        shape = (1, facts.channels, *facts.side)
+        run_shapes(tower, _features_of(self.layer, self.layers), shape)  # refuses unknown layers
+        return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
 
     def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> HFVisionEncoder:
         """Build the tower from its config, without reading weights."""
@@ -74,7 +82,8 @@ class HFVisionConfig(VisionConfig):
             raise ConfigError("An hf encoder needs its `vision_config`. Save the model again.")
         settings = {key: value for key, value in tower_config.items() if key != "model_type"}
         config = AutoConfig.for_model(tower_config["model_type"], **settings)
-        return HFVisionEncoder(hf_facts.new_tower(config), facts, layer=self.layer)
+        tower = hf_facts.new_tower(config)
+        return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
 
     @property
     def _name(self) -> str:
@@ -208,19 +217,24 @@ class HFVisionConfig(VisionConfig):
 
 
 class HFVisionEncoder(VisionEncoder):
-    """Runs a tower of transformers and packs one of its hidden states.
+    """Runs a tower of transformers and packs one of its hidden states, and others beside it.
 
     Shapes:
         pixels:  ``(tiles, channels, height, width)``, normalised
-        returns: values ``(tiles · rows · columns, width)``
+        returns: values ``(tiles · rows · columns, width)``; as many in each of `layers`
     """
 
     def __init__(
-        self, tower: PreTrainedModel, facts: VisionFacts, *, layer: int | Literal["last"]
+        self,
+        tower: PreTrainedModel,
+        facts: VisionFacts,
+        *,
+        layer: int | Literal["last"],
+        layers: tuple[int, ...] = (),
     ) -> None:
         super().__init__(facts)
         self.tower = tower
-        self._feature = _feature_of(layer)
+        self._features = _features_of(layer, layers)
 
     @property
     def tower_config(self) -> dict[str, Any]:
@@ -232,32 +246,58 @@ class HFVisionEncoder(VisionEncoder):
         """Encode tiles."""
         size = Size(*pixels.shape[-2:])
         self.facts.out_grid(size)  # refuses a size that the tower does not take
-        features = self._feature(self.tower, pixels.to(self.tower.dtype))
-        if features.ndim == 4:
-            features = hf_facts.map_to_tokens(features, self.facts.width)
-        if features.shape[0] != pixels.shape[0]:  # Pixtral packs its tiles into one row itself
-            features = features.unflatten(1, (pixels.shape[0], -1))[0]
-        return pack_tokens(features, self.facts, size)
+        packed: list[VisionFeatures] = []
+        for features in self._features(self.tower, pixels.to(self.tower.dtype)):
+            if features.ndim == 4:
+                features = hf_facts.map_to_tokens(features, self.facts.width)
+            if features.shape[0] != pixels.shape[0]:  # Pixtral packs its tiles into one row itself
+                features = features.unflatten(1, (pixels.shape[0], -1))[0]
+            packed.append(pack_tokens(features, self.facts, size))
+        return replace(packed[0], layers=tuple(packed[1:]))
 
     def idle_parameters(self) -> frozenset[str]:
-        """Name the parameters after the chosen hidden state."""
+        """Name the parameters after the last hidden state that is used."""
         shape = (1, self.facts.channels, *self.facts.side)
-        idle = idle_parameters(self.tower, self._feature, shape)
+
+        def used(tower: Any, pixels: Tensor) -> Tensor:
+            return torch.cat([each.flatten() for each in self._features(tower, pixels)])
+
+        idle = idle_parameters(self.tower, used, shape)
         return frozenset(f"tower.{name}" for name in idle)
 
 
-def _feature_of(layer: int | Literal["last"]) -> Any:
+def _feature_of(layer: int | Literal["last"]) -> Callable[[Any, Tensor], Tensor]:
     """Return the function from tower and pixels to the features that are used."""
+    features = _features_of(layer, ())
 
     def feature(tower: Any, pixels: Tensor) -> Tensor:
-        if layer == "last":
-            return tower(pixels, return_dict=True).last_hidden_state
-        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-        if not -len(states) <= layer < len(states):
-            raise ConfigError(
-                f"vision.layer {layer} is beyond this tower, which has {len(states)} hidden "
-                f"states: from {-len(states)} to {len(states) - 1}, or 'last'."
-            )
-        return states[layer]
+        return features(tower, pixels)[0]
 
     return feature
+
+
+def _features_of(
+    layer: int | Literal["last"], layers: tuple[int, ...]
+) -> Callable[[Any, Tensor], list[Tensor]]:
+    """Return the function from tower and pixels to the features, and further ones, in one run."""
+
+    def features(tower: Any, pixels: Tensor) -> list[Tensor]:
+        if layer == "last" and not layers:
+            return [tower(pixels, return_dict=True).last_hidden_state]
+        output = tower(pixels, output_hidden_states=True, return_dict=True)
+        states = output.hidden_states
+        picked: list[Tensor] = []
+        named: list[tuple[str, int | Literal["last"]]] = [("layer", layer)]
+        for key, index in named + [("layers", each) for each in layers]:
+            if index == "last":
+                picked.append(output.last_hidden_state)
+                continue
+            if not -len(states) <= index < len(states):
+                raise ConfigError(
+                    f"vision.{key} {index} is beyond this tower, which has {len(states)} hidden "
+                    f"states: from {-len(states)} to {len(states) - 1}, or 'last'."
+                )
+            picked.append(states[index])
+        return picked
+
+    return features

@@ -41,6 +41,7 @@ TINY = {
         HF["clip"] | {"layer": "last"},
         HF["siglip"] | {"layer": "last", "side_px": 48},
         HF["clip"] | {"prefix": "keep_as_tokens"},
+        HF["siglip"] | {"layers": [0, 1, -1]},
         HF["dinov2_with_registers"] | {"prefix": "drop_first"},
     ],
     "timm": [
@@ -57,7 +58,7 @@ CASES = [words for group in TINY.values() for words in group]
 def name_of(words: dict) -> str:
     config = words.get("config", {})
     kind = words.get("checkpoint") or config.get("model_type") or words["use"]
-    more = [str(words[key]) for key in ("layer", "feature", "prefix") if key in words]
+    more = [str(words[key]) for key in ("layer", "layers", "feature", "prefix") if key in words]
     return "-".join([kind, *more])
 
 
@@ -114,7 +115,8 @@ class TestEveryEncoder:
 
     def test_every_parameter_that_is_not_idle_gets_a_gradient(self, encoder, pixels):
         pixels.requires_grad_()
-        encoder.train()(pixels).values.square().sum().backward()
+        out = encoder.train()(pixels)
+        sum(each.values.square().sum() for each in (out, *out.layers)).backward()
         assert pixels.grad is not None
         assert pixels.grad.any(dim=1).all()
         still = {n for n, p in encoder.named_parameters() if p.grad is None}

@@ -214,3 +214,19 @@ def test_a_kept_prefix_has_no_grid_for_a_reducer(folders):
     facts = HFVisionConfig(checkpoint=folder, prefix="keep_as_tokens").load().facts
     with pytest.raises(ConfigError, match="keeps prefix tokens"):
         PixelShuffleConfig().out_grid(facts.out_grid(Size(32, 32)))
+
+
+def test_further_layers_are_those_of_the_tower_and_cost_one_run():
+    words = {"config": {"model_type": "clip_vision_model", **TOWER}, "layer": "last"}
+    torch.manual_seed(0)
+    encoder = HFVisionConfig.from_dict({**words, "layers": [0, 2, -1]}).load().eval()
+    pixels = torch.randn(2, 3, *encoder.facts.side)
+    runs = []
+    encoder.tower.register_forward_hook(lambda *_: runs.append(1))
+    out = encoder(pixels)
+    assert len(runs) == 1
+    states = encoder.tower(pixels, output_hidden_states=True).hidden_states
+    for layer, index in zip(out.layers, (0, 2, -1), strict=True):
+        torch.testing.assert_close(layer.values, states[index][:, 1:].flatten(0, 1), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match=r"vision\.layers 9 is beyond this tower"):
+        HFVisionConfig.from_dict({**words, "layers": [9]}).load()
