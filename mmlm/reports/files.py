@@ -1,6 +1,7 @@
 """The files of a run, as reports read them; what is missing is empty.
 
-log.jsonl           training: one line a step, with stage, step, loss, useful_tokens_per_second
+log.jsonl           training: one line a step, with stage, step, loss, useful_tokens_per_second;
+                    and a line for each validation, with validation_loss
 growth.jsonl        the same pictures asked again and again; `Round`
 results.json        scores; predictions.jsonl: every question with answer and truth
 """

@@ -308,11 +308,13 @@ def _when(first: Round, last: Round) -> str:
 
 def _curves(files_of_run: RunFiles) -> str:
     loss = stage_curves(files_of_run.log, "loss")
+    held_out = stage_curves(files_of_run.log, "validation_loss")
     speed = stage_curves(files_of_run.log, "useful_tokens_per_second")
     plots = "".join(
         f'<h3>{name}</h3><div class="panel">{plot}</div>'
         for name, plot in (
             ("Loss", curves(loss, title="Loss")),
+            ("Loss on rows never learnt", curves(held_out, title="Loss on rows never learnt")),
             ("Useful tokens per second", curves(speed, title="Useful tokens per second")),
         )
         if plot

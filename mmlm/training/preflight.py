@@ -21,6 +21,7 @@ from mmlm.training.learning import freeze, matching, table
 from mmlm.training.memory import memory_here, plan_memory
 from mmlm.training.recipe import StageConfig
 from mmlm.training.stage import Run, packing_of
+from mmlm.training.validation import plan_rows
 
 if TYPE_CHECKING:
     from mmlm.training.trainer import Trainer
@@ -42,6 +43,7 @@ def check(trainer: Trainer) -> None:
         packing_of(recipe, stage)
     run = trainer.prepare(mixtures)
     _say_shapes(trainer, run)
+    _say_validation(trainer, run)
     for number, (stage, mixture) in enumerate(zip(recipe.stages, mixtures, strict=True)):
         trainer.say(f"\nstage {stage.name} ({number + 1} of {len(mixtures)})")
         _check_stage(trainer, run, stage, mixture)
@@ -63,6 +65,23 @@ def _say_shapes(trainer: Trainer, run: Run) -> None:
         f"{'' if len(plan.tiles) == 1 else 's'} ► {grid.rows}×{grid.columns} features of width "
         f"{facts.width} ► {reached.num_tokens} tokens of width {config.text_config.hidden_size}"
     )
+
+
+def _say_validation(trainer: Trainer, run: Run) -> None:
+    """Plan the rows that are never learnt, as every stage would."""
+    config = trainer.recipe.validation
+    if config is None or run.validation is None:
+        return
+    for stage in trainer.recipe.stages:
+        rows, left_out = plan_rows(
+            run.validation, run.assistant.processor, packing_of(trainer.recipe, stage)[0],
+            most=config.samples, budget=trainer.recipe.run.drop_budget,
+        )  # fmt: skip
+        num = sum(len(row.samples) for row in rows)
+        trainer.say(
+            f"validation  {num:,} rows in stage {stage.name}, {left_out.dropped:,} left out; every "
+            f"{config.every_steps:,} steps"
+        )
 
 
 def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture) -> None:

@@ -146,6 +146,32 @@ class AskConfig(Config):
     """Longest answer."""
 
 
+class ValidationConfig(Config):
+    """Rows that are never learnt: their loss shows when a stage has learnt enough."""
+
+    data: Any
+    """Where they come from, as in a stage; `mmlm data new` writes such rows."""
+
+    every_steps: int = Field(default=100, ge=1)
+    """Steps between two rounds; one more stands before the first step and after the last."""
+
+    samples: int = Field(default=500, ge=1)
+    """Most rows that a round measures, spread evenly over the data."""
+
+    answers: int = Field(default=5, ge=0)
+    """How many of the pictures are asked in each round, for growth.jsonl and the report, unless
+    `run.ask` says which are."""
+
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest answer."""
+
+    keep: Literal["best", "last"] = "best"
+    """Whether a stage ends with the weights of its lowest validation loss, or with its last."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """A stage ends early after so many rounds without a lower loss; null never does."""
+
+
 class RunConfig(Config):
     """How the stages are run. Nothing here changes what is learnt, but for precision and rows."""
 
@@ -224,6 +250,9 @@ class Recipe(Config):
     stages: list[StageConfig] = Field(min_length=1)
     """What is learnt, in order; each stage goes on from the one before."""
 
+    validation: ValidationConfig | None = None
+    """Rows that are never learnt, measured while a stage learns; null measures none."""
+
     run: RunConfig = RunConfig()
     """How the stages are run."""
 
@@ -249,6 +278,17 @@ class Recipe(Config):
         for stage in self.stages:
             stage.adapter_config()
         return self
+
+    @property
+    def ask(self) -> AskConfig | None:
+        """Which pictures are asked while the model learns: those of `run.ask`, or of validation."""
+        held = self.validation
+        if self.run.ask is not None or held is None or held.answers == 0:
+            return self.run.ask
+        return AskConfig(
+            every_steps=held.every_steps, num=held.answers, data=held.data,
+            max_new_tokens=held.max_new_tokens,
+        )  # fmt: skip
 
     def data_of(self, stage: StageConfig) -> Any:
         """Return the words under `data:` of a stage, with this recipe's own names put in."""

@@ -23,6 +23,8 @@ class StageResult:
         first_loss: Mean of the first five steps.
         last_loss: Mean of the last five steps.
         learning: Weights that learnt.
+        validation_loss: The lowest loss on rows that are never learnt, if there are any.
+        best_step: The step at which it was so low.
     """
 
     name: str
@@ -34,6 +36,8 @@ class StageResult:
     first_loss: float | None
     last_loss: float | None
     learning: int
+    validation_loss: float | None = None
+    best_step: int | None = None
 
 
 @dataclass

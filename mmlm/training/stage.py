@@ -45,6 +45,7 @@ from mmlm.training.precision import Precision
 from mmlm.training.recipe import Recipe, StageConfig
 from mmlm.training.result import StageResult
 from mmlm.training.schedules import rate
+from mmlm.training.validation import Validation
 
 _LOSSES_KEPT = 5
 _MOST_ROW_TOKENS = 4096
@@ -66,6 +67,7 @@ class Run:
         trackers: Where numbers go beside the log.
         masters: What has learnt so far, by stable name, in float32 but for merged weights.
         adapters: What stands beside the weights now, or None.
+        validation: The rows that are never learnt, or None.
         quiet: Show nothing.
         stop: Set when the run is to stop after the step.
     """
@@ -81,6 +83,7 @@ class Run:
     trackers: list[Tracker]
     masters: dict[str, Tensor] = field(default_factory=dict)
     adapters: AdapterConfig | None = None
+    validation: Mixture | None = None
     quiet: bool = False
     stop: bool = False
 
@@ -148,7 +151,7 @@ class StageRun:
         torch.manual_seed(run.recipe.run.seed + number)
         self.model: Any = run.assistant.model
         self.reports = freeze(self.model, stage.patterns)
-        self._set_modes()
+        set_modes(self.model, learning=False)
         self.optimizer = self._optimizer()
         self.objective = objectives.read(
             stage.objective, origin=f"stages.{stage.name}.objective"
@@ -158,6 +161,7 @@ class StageRun:
         self.losses: list[float] = []
         self.num_skipped = 0
         self._stream_state: dict[str, Any] | None = None
+        self.validation = Validation.of(run, stage, self.objective, cache)
         if checkpoint is not None:
             self._go_on_from(checkpoint)
         self._last_saved = time.monotonic()
@@ -170,13 +174,6 @@ class StageRun:
         if until.epochs is not None:
             return max(1, round(until.epochs * self.mixture.epoch_rows))
         return until.samples
-
-    def _set_modes(self) -> None:
-        """Parts that learn are in training mode; what stands still does not move its statistics.
-
-        What has no weights, such as a dropout, goes with the module that it stands in.
-        """
-        set_modes(self.model, learning=False)
 
     def _optimizer(self) -> MasterAdamW:
         chosen = matching(self.model, self.stage.patterns)
@@ -207,6 +204,8 @@ class StageRun:
         self.samples, self.seconds = state["samples"], state["seconds"]
         self.losses, self.num_skipped = state["losses"], state["skipped"]
         self._stream_state = state["stream"]
+        if self.validation is not None:
+            self.validation.restore(state["validation"])
 
     def go(self) -> StageResult:
         """Take steps until the stage ends; save and return early if the run is to stop.
@@ -218,12 +217,13 @@ class StageRun:
         progress = Progress(self.title, quiet=self.run.quiet)
         progress.begin_at(self._share(self.step, self.tokens, self.samples))
         try:
-            if self.step == 0 and self.run.growth is not None:
+            if self.step == 0:
                 self._ask(progress)
+                self._validate(progress)
             started = time.monotonic()
             for step in self._stream():
                 self._count(step)
-                if not self._is_empty(step):
+                if step.num_rows:
                     self._take(step, progress)
                     self.seconds += time.monotonic() - started
                     started = time.monotonic()
@@ -274,9 +274,6 @@ class StageRun:
         self.samples = step.consumed
         self.quarantine.record(step.drops, seen=step.num_seen, expected=self.num_samples)
 
-    def _is_empty(self, step: Step) -> bool:
-        return step.num_rows == 0
-
     def _take(self, step: Step, progress: Progress) -> None:
         """Learn from one step, and tell."""
         before = self._share(self.step, self.tokens, self.samples - step.num_samples)
@@ -296,6 +293,14 @@ class StageRun:
         )
         if self.run.growth is not None and self.run.growth.is_due(self.step):
             self._ask(progress)
+        if self.validation is not None and self.validation.is_due(self.step):
+            self._validate(progress)
+
+    def _validate(self, progress: Progress) -> None:
+        """Measure the rows that are never learnt."""
+        if self.validation is not None:
+            weights = {**self.optimizer.masters(), **self._statistics()}
+            progress.say(self.validation.round(self.step, weights))
 
     def _learn(self, step: Step) -> tuple[float | None, Tensor]:
         """Add up the gradients of all rows; return the step's loss and gradient length."""
@@ -393,6 +398,8 @@ class StageRun:
 
     def _is_over(self) -> bool:
         until = self.stage.until
+        if self.validation is not None and self.validation.is_over:
+            return True
         if until.steps is not None:
             return self.step >= until.steps
         return until.tokens is not None and self.tokens >= until.tokens
@@ -420,6 +427,8 @@ class StageRun:
                 ),
                 keep=self.run.recipe.run.keep_checkpoints,
             )
+            if self.validation is not None:
+                self.validation.forget_worse()
         self.run.engine.wait()
         self._last_saved, self._saved_step = time.monotonic(), self.step
 
@@ -437,6 +446,7 @@ class StageRun:
             "data": self.mixture.fingerprint(),
             "quarantine": self.quarantine.state(),
             "log_bytes": self.run.log.length,
+            "validation": None if self.validation is None else self.validation.state(),
             "growth_bytes": 0 if self.run.growth is None else self.run.growth.log.length,
             "result": asdict(self._result()),
         }
@@ -452,6 +462,9 @@ class StageRun:
         }
 
     def _finish(self) -> None:
+        self._validate(Progress(self.title, quiet=True))
+        if self.validation is not None:
+            self.validation.put_best_back(self.optimizer, self.step)
         if self.run.growth is not None and not self.run.growth.is_due(self.step):
             self._ask(Progress(self.title, quiet=True))
         self.run.masters |= {n: t.detach() for n, t in self.optimizer.masters().items()}
@@ -469,11 +482,16 @@ class StageRun:
             first_loss=sum(head) / len(head) if head else None,
             last_loss=sum(tail) / len(tail) if tail else None,
             learning=sum(report.learning for report in self.reports),
+            validation_loss=None if self.validation is None else self.validation.best_loss,
+            best_step=None if self.validation is None else self.validation.best_step,
         )
 
 
 def set_modes(module: nn.Module, *, learning: bool) -> None:
-    """Put modules that hold something that learns into training mode, and all others out of it."""
+    """Put modules that hold something that learns into training mode, and all others out of it.
+
+    What has no weights, such as a dropout, goes with the module that it stands in.
+    """
     own = [parameter.requires_grad for parameter in module.parameters()]
     module.training = any(own) if own else learning
     for child in module.children():

@@ -111,6 +111,18 @@ class Trainer:
             find=find_data,
         )
 
+    def open_validation(self) -> Mixture | None:
+        """Open the rows that are never learnt, if the recipe names some."""
+        if self.recipe.validation is None:
+            return None
+        return open_mixture(
+            self.recipe.named_data(self.recipe.validation.data),
+            folder=self.folder,
+            shuffle=False,
+            origin="validation.data",
+            find=find_data,
+        )
+
     def run(self) -> RunResult:
         """Go through all stages that are not done yet, and save the model.
 
@@ -158,6 +170,7 @@ class Trainer:
     def prepare(self, mixtures: list[Mixture]) -> Run:
         """Compose the model and choose how to compute."""
         recipe, engine = self.recipe, self.engine
+        validation = self.open_validation()
         torch.manual_seed(recipe.run.seed)
         model_words = copy.deepcopy(recipe.model)
         if "from" in model_words:
@@ -187,13 +200,14 @@ class Trainer:
             if engine.is_main
             else [],
             quiet=self.quiet,
+            validation=validation,
         )
         check_stages(assistant.model, recipe.stages)
         run.growth = self._growth(run, mixtures)
         return run
 
     def _growth(self, run: Run, mixtures: list[Mixture]) -> Growth | None:
-        ask = self.recipe.run.ask
+        ask = self.recipe.ask
         if ask is None or not self.engine.is_main:
             return None
         mixture = mixtures[-1]
