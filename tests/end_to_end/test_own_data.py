@@ -103,3 +103,22 @@ def test_python_gives_the_same_answer_from_the_stock_folder_and_from_the_delta(p
     for folder in ("run", "run/delta"):
         assistant = mmlm.load(place / folder)
         assert assistant.answer(QUESTION, [place / "2.png"], max_new_tokens=4) == "a"
+
+
+def test_a_table_becomes_splits_a_training_and_a_measurement(place, capsys):
+    made, out = place / "new", place / "new-run"
+    assert run(["data", "new", str(place / "mine.csv"), "--out", str(made)]) == 0
+    assert "splits      train 6, validation 1, test 1" in capsys.readouterr().out
+    parts = {"vision": place / "eye", "language": place / "words"}
+    lines = [f"model.{part}.checkpoint={folder}" for part, folder in parts.items()]
+    lines.append("run.precision=fp32")
+    recipe = str(made / "recipe.yaml")
+    assert run(["check", recipe, *lines]) == 0
+    assert "validation  1 rows in stage align" in capsys.readouterr().out
+    assert run(["train", recipe, *lines, "--out", str(out)]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in log if "validation_loss" in row} == {"align", "instruct"}
+    words = ["eval", str(out), str(made / "benchmark.yaml"), "--conditions", "image", "blind"]
+    assert run([*words, "--out", str(made / "scores")]) == 0
+    scores = json.loads((made / "scores/results.json").read_text())
+    assert {row["n"] for row in scores} == {1}
