@@ -3,8 +3,8 @@
 Queries read the picture, and each sees only the queries before it, so that the first k tokens
 never depend on those after them. While training, a random tail is blanked (nested dropout;
 Rippel et al. 2014): what matters is pressed to the front. The same weights with the first k
-queries alone (`tokens: k`) give exactly the first k tokens. The idea is that
-of One-D-Piece (arXiv 2501.10064) and FlexTok (arXiv 2502.13967), whose tokens rebuild pictures.
+queries alone (`tokens: k`) give the first k tokens. The idea is that of One-D-Piece (arXiv
+2501.10064) and FlexTok (arXiv 2502.13967), whose tokens rebuild pictures.
 """
 
 from __future__ import annotations
