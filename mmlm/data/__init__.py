@@ -23,5 +23,11 @@ from mmlm.data.schema import CAUSES as CAUSES
 from mmlm.data.schema import BadRowError as BadRowError
 from mmlm.data.schema import Drop as Drop
 from mmlm.data.schema import Sample as Sample
+from mmlm.data.sources_arrow import ArrowConfig as ArrowConfig
+from mmlm.data.sources_arrow import ParquetConfig as ParquetConfig
 from mmlm.data.sources_built import BuiltConfig as BuiltConfig
 from mmlm.data.sources_files import FileSource as FileSource
+from mmlm.data.sources_folder import FolderConfig as FolderConfig
+from mmlm.data.streams import StreamSource as StreamSource
+from mmlm.data.streams_hub import HubConfig as HubConfig
+from mmlm.data.streams_tar import WebDatasetConfig as WebDatasetConfig

@@ -8,24 +8,27 @@ in constant memory. The words under `data:` in a recipe become a mixture here:
     data: {use: csv, path: a.csv}            a source, written out
     data: {mix: [{use: …, weight: 2}, …]}    several
 
-It plans nothing and packs nothing; that is the work of `mmlm.data.pipeline`.
+A stream among the sources is read forward: its row at a position is the number of times that
+it was drawn before. This module plans nothing and packs nothing; see `mmlm.data.pipeline`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from mmlm.config import Config, read_yaml
 from mmlm.data.base import Source, SourceConfig, sources
 from mmlm.data.order import key_of, permute
 from mmlm.data.sources_files import SUFFIXES
+from mmlm.data.streams import StreamSource
 from mmlm.errors import ConfigError, DataError
 
 _BLOCK = 4096
@@ -72,6 +75,11 @@ class Mixture:
         self._ends = list(accumulate(self._counts))
         self._seed, self._shuffle = seed, shuffle
         self._block: tuple[int, int, list[int]] | None = None
+        self._drawn: tuple[int, int, NDArray[np.int64]] | None = None
+        self._streams = {s.name: s for s in self.sources if isinstance(s, StreamSource)}
+        for number, source in enumerate(self.sources):
+            if isinstance(source, StreamSource):
+                source.start(key_of("stream", seed, number) if shuffle else None)
         if not self._ends or self._ends[-1] == 0:
             names = ", ".join(source.name for source in self.sources) or "none"
             raise DataError(f"There is not one row to learn from. Sources: {names}.")
@@ -90,11 +98,13 @@ class Mixture:
 
     def place(self, position: int) -> Place:
         """Return which row stands at a position; positions go on through the epochs."""
-        epoch, index = divmod(position, self.epoch_rows)
-        if self._shuffle:
-            index = self._shuffled(epoch, index)
+        epoch, offset = divmod(position, self.epoch_rows)
+        index = self._shuffled(epoch, offset) if self._shuffle else offset
         number = bisect_right(self._ends, index)
         within = index - (self._ends[number] - self._counts[number])
+        if isinstance(self.sources[number], StreamSource):
+            before = self._times_drawn(epoch, offset, number) if self._shuffle else within
+            return Place(number, epoch * self._counts[number] + before, epoch)
         size = len(self.sources[number])
         rounds, rest = divmod(within, size)
         if rounds == self._counts[number] // size:
@@ -111,6 +121,53 @@ class Mixture:
             key = key_of("order", self._seed, epoch)
             self._block = (epoch, block, permute(indices, self.epoch_rows, key).tolist())
         return self._block[2][offset]
+
+    def _times_drawn(self, epoch: int, offset: int, number: int) -> int:
+        """Count how often a source stands before an offset of an epoch."""
+        if len(self.sources) == 1:
+            return offset
+        block, within = divmod(offset, _BLOCK)
+        if self._drawn is None or self._drawn[0] != epoch or self._drawn[1] > block:
+            self._drawn = (epoch, 0, np.zeros(len(self.sources), dtype=np.int64))
+        _, done, counts = self._drawn
+        for earlier in range(done, block):
+            counts = counts + self._draws(epoch, earlier * _BLOCK, (earlier + 1) * _BLOCK)
+        self._drawn = (epoch, block, counts)
+        return int((counts + self._draws(epoch, block * _BLOCK, block * _BLOCK + within))[number])
+
+    def _draws(self, epoch: int, start: int, end: int) -> NDArray[np.int64]:
+        """Count the sources that stand from `start` to `end`, inside one block."""
+        if end == start:
+            return np.zeros(len(self.sources), dtype=np.int64)
+        self._shuffled(epoch, start)
+        assert self._block is not None
+        numbers = np.searchsorted(self._ends, self._block[2][: end - start], side="right")
+        return np.bincount(numbers, minlength=len(self.sources))
+
+    def spread(self, num: int) -> list[int]:
+        """Return `num` positions to look at: evenly over an epoch, or the first ones of a stream.
+
+        >>> class Numbers(Source):
+        ...     name = "numbers"
+        ...     __len__ = lambda self: 100
+        ...     sample = fingerprint = None
+        >>> Mixture([(Numbers(), Share())]).spread(4)
+        [0, 25, 50, 75]
+        """
+        return [0 if self._streams else index * self.epoch_rows // num for index in range(num)]
+
+    def stream_states(self, waiting: Mapping[str, int]) -> dict[str, Any]:
+        """Return where the streams stand.
+
+        Args:
+            waiting: For each source the first row that must be read again, if there is one.
+        """
+        return {name: stream.state(waiting.get(name)) for name, stream in self._streams.items()}
+
+    def restore_streams(self, states: Mapping[str, Any]) -> None:
+        """Go back to where the streams stood."""
+        for name, state in states.items():
+            self._streams[name].restore(state)
 
     def fingerprint(self) -> str:
         """Return a text that changes when the rows or their order change."""

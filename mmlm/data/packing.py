@@ -113,6 +113,11 @@ class Packer:
                 tokens, tiles = tokens + sample.num_tokens, tiles + sample.num_tiles
         return chosen
 
+    @property
+    def waiting(self) -> Sequence[Any]:
+        """The samples that wait, oldest first."""
+        return self._pool
+
     def state(self) -> list[int]:
         """Return what a checkpoint must hold: the positions of the samples that wait."""
         return [sample.position for sample in self._pool]

@@ -222,8 +222,10 @@ class _Plan:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.position, self._consumed = state["position"], state["consumed"]
+        self._planner.mixture.restore_streams(state.get("streams", {}))
         samples: dict[int, Planned] = {}
-        for position in [*state["pool"], *(p for row in state["closed"] for p in row)]:
+        # In order, because a stream is read forward.
+        for position in sorted([*state["pool"], *(p for row in state["closed"] for p in row)]):
             planned = self._planner.plan(position)
             if isinstance(planned, Drop):
                 raise TrainingError(
@@ -259,6 +261,7 @@ class _Plan:
             "consumed": self._consumed,
             "pool": self._packer.state(),
             "closed": [[sample.position for sample in row.samples] for row in self.closed],
+            "streams": self._planner.mixture.stream_states(self._oldest()),
         }
         step = Step(
             rows=[],
@@ -273,6 +276,17 @@ class _Plan:
         )
         self.drops, self._seen = [], 0
         return step, rows
+
+    def _oldest(self) -> dict[str, int]:
+        """For each source the first of its rows that is not used yet."""
+        waiting = [
+            *self._packer.waiting,
+            *(sample for row in self.closed for sample in row.samples),
+        ]
+        oldest: dict[str, int] = {}
+        for sample in waiting:
+            oldest[sample.source] = min(sample.row, oldest.get(sample.source, sample.row))
+        return oldest
 
 
 def _one_thread() -> None:

@@ -10,11 +10,13 @@ been decoded. Whatever is wrong becomes a `Drop` with its cause. Cut is nothing,
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mmlm.data.mixture import Mixture
 from mmlm.data.schema import BadRowError, Drop, Sample
@@ -112,7 +114,7 @@ class Planner:
                     raise BadRowError("no_image_file", str(picture))
                 size = read_size(picture, readers=counter.policy.readers)
             except (ImageError, OSError) as error:
-                raise BadRowError("bad_image", str(error)) from None
+                raise BadRowError(cause_of(picture, error), str(error)) from None
             tiles = counter.policy.plan(size, counter.side).tiles
             num_tiles += len(tiles)
             tokens.append(sum(counter.grid_of_tile(tile.size).num_tokens for tile in tiles))
@@ -146,3 +148,15 @@ class Planner:
             images=tuple(pictures),
             num_tiles=num_tiles,
         )
+
+
+def cause_of(picture: Any, error: Exception) -> str:
+    """Return why a picture was refused: because it is too large, or because it is broken."""
+    try:
+        read_size(picture, max_pixels=sys.maxsize)
+    except (ImageError, OSError) as again:
+        error = again
+    else:
+        return "image_too_large"
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+    return "image_too_large" if isinstance(error.__cause__, bombs) else "bad_image"

@@ -9,30 +9,55 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from mmlm.data.base import Source, SourceConfig, sources
+from mmlm.data.base import Source, sources
+from mmlm.data.order import key_of
 from mmlm.data.schema import BadRowError, Sample
 from mmlm.data.sources_index import RowFile, index_csv, index_json, index_lines, parse_json
-from mmlm.data.sources_rows import Columns, RowReader
+from mmlm.data.sources_rows import RowReader, RowsConfig
 from mmlm.errors import DataError
 
 csv.field_size_limit(1 << 27)
 
 
 class FileSource(Source):
-    """The rows of one file."""
+    """The rows of one file.
+
+    Args:
+        name: The name for logs and counts.
+        rows: Where each row stands.
+        parse: Turns the bytes of a row into values.
+        reader: Turns values into a sample.
+        unique_ids: Refuse rows whose id an earlier row has; costs one pass over the file.
+    """
 
     def __init__(
-        self, name: str, rows: RowFile, parse: Callable[[bytes], Any], reader: RowReader
+        self,
+        name: str,
+        rows: RowFile,
+        parse: Callable[[bytes], Any],
+        reader: RowReader,
+        *,
+        unique_ids: bool = False,
     ) -> None:
         self.name = name
         self._rows, self._parse, self._reader = rows, parse, reader
         self._folder = rows.path.parent
+        self._repeats = repeated(map(self._id, range(len(rows)))) if unique_ids else None
+
+    def _id(self, row: int) -> Any:
+        try:
+            values = self._parse(self._rows.read(row))
+        except BadRowError:
+            return None
+        return values.get(self._reader.columns.id) if isinstance(values, dict) else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -40,6 +65,7 @@ class FileSource(Source):
     def sample(self, row: int) -> Sample:
         """Read, parse and shape one row."""
         values = self._parse(self._rows.read(row))
+        refuse_repeated(self._repeats, row)
         return self._reader.read(values, number=row, source=self.name, folder=self._folder)
 
     def fingerprint(self) -> str:
@@ -47,48 +73,64 @@ class FileSource(Source):
         return self._rows.fingerprint()
 
 
-class FileConfig(SourceConfig):
-    """What the sources that are one file have in common."""
+class FileConfig(RowsConfig):
+    """What the sources that are files have in common."""
 
     path: str = Field(min_length=1)
     """The data file, relative to the recipe that names it."""
 
-    columns: Columns = Columns()
-    """Names of the columns, where they are not image, question and answer."""
-
-    question: str | None = None
-    """Asked of every row that has no question of its own."""
-
-    system: str | None = None
-    """A system turn before every conversation that has none."""
-
-    images: str | None = None
-    """Folder in which image paths begin; by default the folder of the data file."""
-
-    max_images: int = Field(default=64, ge=1)
-    """Most images in one row; a row with more is dropped and counted."""
-
-    def reader(self) -> RowReader:
-        """Return what turns a row of this file into a sample."""
-        return RowReader(
-            columns=self.columns,
-            question=self.question,
-            system=self.system,
-            images=self.images,
-            max_images=self.max_images,
-        )
+    unique_ids: bool = False
+    """Drop and count rows whose id an earlier row has. It costs one pass over the rows when the
+    source is opened; otherwise rows may share an id."""
 
     def locate(self, folder: Path) -> Path:
         """Find the data file beside the recipe, or from the current directory."""
-        beside = folder / Path(self.path).expanduser()
-        path = beside if beside.exists() else Path(self.path).expanduser()
+        path = find_local(self.path, folder)
         if path.is_dir():
-            raise DataError(f"`path: {self.path}` is a folder. Name the data file in it.")
-        return path.absolute()
+            raise DataError(
+                f"`path: {self.path}` is a folder. Name the data file in it; for pictures with "
+                f"captions write  use: folder, for parquet or Arrow files  use: parquet  or  "
+                f"use: arrow."
+            )
+        return path
 
     def title(self) -> str:
         """Return the name for logs and counts."""
         return self.name or Path(self.path).stem
+
+
+def find_local(path: str, folder: Path) -> Path:
+    """Find a path beside the recipe, or from the current directory.
+
+    Raises:
+        DataError: if it is an address.
+    """
+    if "://" in path:
+        raise DataError(
+            f"`path: {path}` is an address, and this source reads files of this machine. Copy it "
+            f"here first, or write use: webdataset, use: hub or use: parquet, which read addresses."
+        )
+    beside = folder / Path(path).expanduser()
+    return (beside if beside.exists() else Path(path).expanduser()).absolute()
+
+
+def repeated(ids: Iterable[Any]) -> NDArray[np.bool_]:
+    """Return for every row whether an earlier row has the same id; rows without one never.
+
+    >>> repeated([7, "a", "7", None, None, "a"]).tolist()
+    [False, False, True, False, False, True]
+    """
+    keys = np.fromiter((key_of(i) if isinstance(i, str | int) and i != "" else 0 for i in ids),
+                       dtype=np.uint64)  # fmt: skip
+    again = np.ones(len(keys), dtype=bool)
+    again[np.unique(keys, return_index=True)[1]] = False
+    return again & (keys != 0)
+
+
+def refuse_repeated(repeats: NDArray[np.bool_] | None, row: int) -> None:
+    """Raise if a row was found to repeat an id."""
+    if repeats is not None and repeats[row]:
+        raise BadRowError("duplicate_id", f"row {row}")
 
 
 @sources.register("jsonl")
@@ -98,8 +140,9 @@ class JsonLinesConfig(FileConfig):
     def open(self, folder: Path) -> Source:
         """Find the lines."""
         return FileSource(
-            self.title(), index_lines(self.locate(folder)), _parse_json, self.reader()
-        )
+            self.title(), index_lines(self.locate(folder)), _parse_json, self.reader(),
+            unique_ids=self.unique_ids,
+        )  # fmt: skip
 
 
 @sources.register("json")
@@ -108,7 +151,10 @@ class JsonConfig(FileConfig):
 
     def open(self, folder: Path) -> Source:
         """Find the elements of the array."""
-        return FileSource(self.title(), index_json(self.locate(folder)), _parse_json, self.reader())
+        return FileSource(
+            self.title(), index_json(self.locate(folder)), _parse_json, self.reader(),
+            unique_ids=self.unique_ids,
+        )  # fmt: skip
 
 
 @sources.register("csv")
@@ -140,7 +186,9 @@ class CsvConfig(FileConfig):
         def parse(raw: bytes) -> dict[str, str]:
             try:
                 cells = next(csv.reader(io.StringIO(raw.decode("utf-8")), delimiter=delimiter))
-            except (UnicodeDecodeError, csv.Error, StopIteration) as error:
+            except UnicodeDecodeError as error:
+                raise BadRowError("bad_unicode", str(error)) from None
+            except (csv.Error, StopIteration) as error:
                 raise BadRowError("not_a_row", str(error)) from None
             if len(cells) != len(names):
                 raise BadRowError(
@@ -148,7 +196,7 @@ class CsvConfig(FileConfig):
                 )
             return dict(zip(names, cells, strict=True))
 
-        return FileSource(self.title(), rows, parse, self.reader())
+        return FileSource(self.title(), rows, parse, self.reader(), unique_ids=self.unique_ids)
 
 
 def _parse_json(raw: bytes) -> Any:
@@ -164,5 +212,8 @@ SUFFIXES: dict[str, str] = {
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
 }
 """Which source reads a file that is named by its path alone."""

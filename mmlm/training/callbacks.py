@@ -42,8 +42,7 @@ class Question:
 def choose_questions(mixture: Mixture, num: int) -> list[Question]:
     """Choose pictures spread evenly over a mixture, broken ones passed over."""
     chosen: list[Question] = []
-    for index in range(num):
-        start = index * mixture.epoch_rows // num
+    for start in mixture.spread(num):
         for position in range(start, min(start + _TRIES, mixture.epoch_rows)):
             question = _question(mixture, position)
             if question is not None and all(question.id != other.id for other in chosen):

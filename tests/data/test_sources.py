@@ -131,7 +131,36 @@ BAD_ROWS = {
     "nothing asked": ({"question": "", "answer": "b"}, "no_question"),
     "an image that is a number": ({"image": 3, "question": "a", "answer": "b"}, "wrong_type"),
     "a url": ({"image": "https://x.org/a.png", "question": "a", "answer": "b"}, "url"),
-    "a data url": ({"image": "data:image/png;base64,AA", "question": "a", "answer": "b"}, "url"),
+    "a broken data url": (
+        {"image": "data:image/png;base64,A", "question": "a", "answer": "b"},
+        "bad_image",
+    ),
+    "a data url of a page": (
+        {"image": "data:text/html;base64,AAAA", "question": "a", "answer": "b"},
+        "url",
+    ),
+    "half a character": ({"question": "\ud83d", "answer": "b"}, "bad_unicode"),
+    "not a number": ({"question": "a", "answer": float("nan")}, "no_answer"),
+    "an empty path": ({"image": [""], "question": "a", "answer": "b"}, "wrong_type"),
+    "a path with a zero": ({"image": "a\0.png", "question": "a", "answer": "b"}, "no_image_file"),
+    "an empty second question": (
+        {"texts": [{"user": "a", "assistant": "b"}, {"user": " ", "assistant": "c"}]},
+        "no_question",
+    ),
+    "a pair without an answer": ({"texts": [{"user": "a"}]}, "wrong_type"),
+    "a place without any image": (
+        {
+            "conversations": [
+                {"from": "human", "value": "<image>What?"},
+                {"from": "gpt", "value": "b"},
+            ]
+        },
+        "placeholders",
+    ),
+    "learn that is a word": (
+        {"messages": [{"role": "user", "content": "a", "learn": "no"}]},
+        "wrong_type",
+    ),
     "ten thousand images": (
         {"image": ["a.png"] * 10_000, "question": "a", "answer": "b"},
         "too_many_images",
