@@ -102,6 +102,15 @@ def predict(scorer: ScorerConfig, case: Case, answer: str) -> Prediction:
     return Prediction(case, answer, scorer.mark(answer, target), scorer.label)
 
 
+def predict_all(
+    scorer: ScorerConfig, cases: Sequence[Case], answers: Sequence[str]
+) -> list[Prediction]:
+    """Mark the answers of one pass, together where a scorer asks for all of them."""
+    marked = [predict(scorer, case, text) for case, text in zip(cases, answers, strict=True)]
+    settled = scorer.settle(answers, [_row(each) for each in marked])
+    return [replace(each, mark=mark) for each, mark in zip(marked, settled, strict=True)]
+
+
 def _permuted(case: Case) -> Target:
     """Return the target with the choices as they were shown; a letter is turned into its text."""
     target = case.item.target
@@ -118,7 +127,8 @@ def summarise(
     rows = [_row(prediction) for prediction in predictions]
     clusters = [prediction.case.item.cluster for prediction in predictions]
     interval = interval_of(scorer, rows, clusters, seed=seed)
-    options = [len(prediction.case.choices) for prediction in predictions]
+    guesses = [scorer.chance(row.target) for row in rows]
+    known = [guess for guess in guesses if guess is not None]
     return Score(
         set=benchmark.name,
         question=kind,
@@ -129,7 +139,7 @@ def summarise(
         high=interval.high,
         metric=scorer.metric,
         scorer=scorer.label,
-        chance=float(np.mean([1 / count for count in options])) if all(options) else None,
+        chance=float(np.mean(known)) if len(known) == len(rows) else None,
         parse_fail_rate=float(np.mean([row.mark.reading is None for row in rows])),
         empty_rate=float(np.mean([not prediction.answer.strip() for prediction in predictions])),
         num_images=len(set(clusters)),

@@ -30,7 +30,7 @@ from mmlm.evaluation.backend import Backend, backend_for
 from mmlm.evaluation.benchmark import Benchmark, load_benchmark
 from mmlm.evaluation.conditions import CONDITIONS, Case, Condition, cases, subset
 from mmlm.evaluation.report import facts_of, report
-from mmlm.evaluation.results import Prediction, Score, details, predict, summarise
+from mmlm.evaluation.results import Prediction, Score, details, predict_all, summarise
 from mmlm.evaluation.schema import BenchmarkConfig
 from mmlm.reports import plain_table, scores_table
 from mmlm.reports.progress import ProgressLine
@@ -138,6 +138,7 @@ def evaluate(
     """
     _check_conditions(conditions)
     loaded = load_all(benchmarks)
+    _ready(loaded)
     backend = _backend(model)
     folder = _out_folder(model, out)
     log_path = folder / "answers.jsonl"
@@ -147,13 +148,7 @@ def evaluate(
     plan = _plan(loaded, conditions, draw)
     with AnswerLog(log_path) as log:
         keys = _answer(plan, backend, log, batch_size=batch_size, quiet=quiet)
-        predictions = [
-            [
-                predict(each.benchmark.scorers[each.kind], case, _text(log[key], case))
-                for case, key in zip(each.cases, own, strict=True)
-            ]
-            for each, own in zip(plan, keys, strict=True)
-        ]
+        predictions = _marked(plan, keys, log)
     scores = [
         summarise(each.benchmark, each.kind, each.condition, group, seed=seed)
         for each, group in zip(plan, predictions, strict=True)
@@ -359,6 +354,24 @@ def _text(line: dict[str, Any], case: Case) -> str:
         return str(line["answer"])
     likelihoods = line["likelihoods"]
     return case.choices[max(range(len(likelihoods)), key=likelihoods.__getitem__)]
+
+
+def _ready(loaded: Sequence[Benchmark]) -> None:
+    """Ask every scorer for what it needs, before anything is answered."""
+    for benchmark in loaded:
+        for scorer in benchmark.scorers.values():
+            scorer.ready()
+
+
+def _marked(
+    plan: Sequence[_Pass], keys: Sequence[Sequence[str]], log: AnswerLog
+) -> list[list[Prediction]]:
+    """Mark the answers of every pass."""
+    marked: list[list[Prediction]] = []
+    for (benchmark, kind, _, found), own in zip(plan, keys, strict=True):
+        answers = [_text(log[key], case) for case, key in zip(found, own, strict=True)]
+        marked.append(predict_all(benchmark.scorers[kind], found, answers))
+    return marked
 
 
 def _details(

@@ -12,6 +12,7 @@ from mmlm.evaluation.scorers.boxes import overlap, read_box
 from mmlm.evaluation.scorers.choice import read_choice
 from mmlm.evaluation.scorers.exams import read_mmbench
 from mmlm.evaluation.scorers.names import exact, names_in
+from mmlm.evaluation.scorers.pairs import BeafConfig, HallusionConfig
 from mmlm.evaluation.scorers.reading import anls, contains, levenshtein, relaxed_accuracy
 from mmlm.evaluation.scorers.text import find, stems_of
 from mmlm.evaluation.scorers.vqa import vqa_accuracy
@@ -267,6 +268,11 @@ EXAMPLES = {
     "yes_no": Target(("yes",)),
     "mme": Target(("yes",)),
     "box": Target(("[0, 0, 1, 1]",)),
+    "letter": Target(("B",)),
+    "count": Target(("3",)),
+    "amber": Target(("yes",)),
+    "hallusion": Target(("1",), facts=dict.fromkeys(HallusionConfig.fact_columns, "x")),
+    "beaf": Target(("yes",), facts=dict.fromkeys(BeafConfig.fact_columns, "x")),
 }
 
 

@@ -75,6 +75,9 @@ class ScorerConfig(PartConfig):
     dialects: ClassVar[tuple[str, ...]] = ("mmlm",)
     """Whose rules there are; the first is the default."""
 
+    fact_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of the row, beside answers and choices, that the rules read."""
+
     dialect: str = ""
     """Whose rules: the name of a dialect of this scorer. Empty: its default."""
 
@@ -103,6 +106,18 @@ class ScorerConfig(PartConfig):
     def fault(self, target: Target) -> str | None:
         """Say what a target lacks for this scorer, or None; asked before anything is answered."""
         return None if target.references else "it has no reference answer"
+
+    def settle(self, answers: Sequence[str], rows: Sequence[Row]) -> list[Mark]:
+        """Return the marks once every answer of a pass is known; by default those given."""
+        del answers
+        return [row.mark for row in rows]
+
+    def ready(self) -> None:
+        """Fail if something that marking needs is not on this machine; asked before any answer."""
+
+    def chance(self, target: Target) -> float | None:
+        """What guessing gives on a row; None where a guess is no option."""
+        return 1 / len(target.choices) if target.choices else None
 
     def tallies(self, rows: Sequence[Row]) -> Floats:
         """Return what each row adds to the sums behind the metric: ``(rows, k)``."""

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmlm.evaluation.scorers.base import Row, scorers
+from mmlm.evaluation.scorers.base import Mark, Row, Target, scorers
 from mmlm.evaluation.scorers.choice import LETTERS, LetterScorer
+from mmlm.evaluation.scorers.mmmu_open import mmmu_open_right, read_mmmu_open
 from mmlm.evaluation.statistics import Floats
 
 _REFUSALS = ("sorry, i can't help", "i can't process this file", "i'm sorry, but without",
@@ -210,10 +211,24 @@ class AI2DConfig(LetterScorer):
 
 @scorers.register("mmmu")
 class MMMUConfig(LetterScorer):
-    """MMMU's multiple choice."""
+    """MMMU: the letter where there are options, else the open answer; all questions count alike."""
 
     dialects = ("official", "lmms-eval")
 
     def read(self, answer: str, choices: Sequence[str]) -> int | None:
         """Return the number of the option that the answer picks, or None."""
         return read_mmmu(answer, choices, dialect=self.spoken)
+
+    def mark(self, answer: str, target: Target) -> Mark:
+        """Mark one answer."""
+        if target.choices:
+            return super().mark(answer, target)
+        said = read_mmmu_open(answer)
+        right = mmmu_open_right(said, target.references)
+        return Mark(float(right), ", ".join(map(str, said)) or None)
+
+    def fault(self, target: Target) -> str | None:
+        """Refuse rows whose answer is none of their options; an open row needs an answer."""
+        if target.choices:
+            return super().fault(target)
+        return None if target.references else "it has no reference answer"
