@@ -86,7 +86,7 @@ def _serve(options: Options) -> None:
         if not all(keys):
             raise UsageError("mmlm serve: --auth needs keys in the variable MMLM_API_KEYS.")
     _refuse_missing(options.models)
-    from mmlm.serving.openai_api import serve_api
+    from mmlm.serving.serve import serve_api
 
     hush()
     serve_api(

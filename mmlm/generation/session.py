@@ -235,26 +235,30 @@ class Sessions:
         ]
         pixels = [self.processor.image_processor.pixels(picture) for picture in new]
         ids = torch.tensor([prompt.ids[start:]], device=self.model.device)
-        logits = self._forward(
-            kept, ids, torch.cat(pixels).to(self.model.device) if pixels else None
-        )
+        logits = self.read(kept, ids, torch.cat(pixels).to(self.model.device) if pixels else None)
         kept.keys += answering.keys[start:]
         return logits
 
     def step(self, answering: Answering) -> Tensor:
         """Let the model read the token that was taken last; returns ``(1, vocabulary)``."""
         ids = torch.tensor([[answering.token]], device=self.model.device)
-        logits = self._forward(answering.kept, ids, None)
+        logits = self.read(answering.kept, ids, None)
         answering.kept.keys.append(answering.token)
         return logits
 
     @torch.inference_mode()
-    def _forward(self, kept: Kept, ids: Tensor, pixels: Tensor | None) -> Tensor:
+    def read(self, kept: Kept, ids: Tensor, pixels: Tensor | None, **extra: Any) -> Tensor:
+        """Let the model read on in a conversation; returns the last logits ``(1, vocabulary)``.
+
+        Shapes:
+            ids: ``(1, tokens)``, behind what `kept` holds
+            pixels: ``(tiles, channels, height, width)`` of the images among them, or None
+        """
         place = len(kept.keys)
         positions = torch.arange(place, place + ids.shape[1], device=ids.device)[None]
         output = self.model(
             input_ids=ids, pixel_values=pixels, position_ids=positions,
-            past_key_values=kept.cache, use_cache=True, logits_to_keep=1,
+            past_key_values=kept.cache, use_cache=True, logits_to_keep=1, **extra,
         )  # fmt: skip
         return checked(output.logits[:, -1].float())
 

@@ -3,8 +3,9 @@
     assistant ──► serving
                   you are here
 
-`engine` gives answers one at a time and says what they cost; `about` reads what an assistant
-has learned to see; `chat_ui` is the page, `openai_api` the API. Pictures from strangers come
-in through `fetch`, which obtains bytes safely; `mmlm.images` opens them. Nothing here knows
-how an answer is generated (see `mmlm.generation`).
+`engine` gives a few answers at a time, fair between clients, and says what they cost; `about`
+reads what an assistant has learned to see; `chat_ui` is the page, `seen_ui` the part of it that
+shows what the model saw, `openai_api` the API, `serve` the process around it. Pictures from
+strangers come in through `fetch`, which obtains bytes safely; `mmlm.images` opens them. How an
+answer is generated is in `mmlm.generation`.
 """

@@ -21,6 +21,7 @@ from mmlm.errors import MissingExtraError, MMLMError, UsageError
 from mmlm.generation import GenerationSettings
 from mmlm.generation.session import Piece, Usage
 from mmlm.serving.engine import Engine, Speaker, in_words
+from mmlm.serving.keepsake import as_page
 from mmlm.serving.turns import (
     FAULT_MARK,
     PageLimits,
@@ -41,9 +42,12 @@ except ImportError as fault:
     raise MissingExtraError("gradio", needed_for="The chat page", extra="app") from fault
 
 from mmlm.serving import look
+from mmlm.serving.seen_ui import seen_panel
 
 _SHOW_EVERY_SECONDS = 0.05
 _WAITING = "…"
+_AT_ONCE = 8
+"""Visitors who are answered or stand in the model's own line; Gradio's queue holds the others."""
 _WELCOME = (
     "<div class='mmlm-welcome'><p>Show me a picture and ask about it.</p>"
     "<p>Drop it here, paste it, or use the paper clip.</p></div>"
@@ -88,7 +92,8 @@ class ChatPage:
         self._stops.setdefault(visitor, set()).add(stop)
         shown = [list(history) for history in histories]
         replies = {
-            index: _Reply(self.speakers[index], shown[index], settings, stop) for index in which
+            index: _Reply(self.speakers[index], shown[index], settings, stop, visitor)
+            for index in which
         }
         last = 0.0
         try:
@@ -122,13 +127,15 @@ class _Reply:
 
     def __init__(
         self, speaker: Speaker, history: History, settings: GenerationSettings,
-        stop: threading.Event,
+        stop: threading.Event, visitor: str,
     ) -> None:  # fmt: skip
         self.growing = True
         self._text = ""
         self._usage: Usage | None = None
         self._fault = ""
-        self._pieces: Iterator[Piece] = speaker.stream(messages_of(history), settings, stop)
+        self._pieces: Iterator[Piece] = speaker.stream(
+            messages_of(history), settings, stop, client=visitor
+        )
 
     def grow(self) -> None:
         """Take the next piece; a fault becomes words under what was said so far."""
@@ -192,6 +199,7 @@ def build_page(
             gr.HTML(_header(speakers), elem_id="title")
             with gr.Row(elem_id="tools"):
                 fresh = gr.Button("New chat", size="sm")
+                download = gr.Button("Download", size="sm")
                 dials_button = gr.Button("Settings", size="sm")
                 dark = gr.Button("Light / dark", size="sm")
         talks: list[gr.Chatbot] = []
@@ -207,6 +215,7 @@ def build_page(
             placeholder="Ask about a picture",
             submit_btn=True, stop_btn=False,
         )  # fmt: skip
+        seen_panel(speakers, talks)
         gr.HTML(
             "<p>Enter sends, Shift + Enter begins a new line. Answers can be wrong.</p>",
             elem_id="note",
@@ -214,10 +223,20 @@ def build_page(
         dials = _settings()
         _wire(page, blocks, talks, box, dials, fresh)
         _wire_api(page, dials)
+        kept = gr.Textbox(visible="hidden", label="The conversation as a file")
+        download.click(
+            lambda *histories: _pages(speakers, histories), talks, kept, api_visibility="private"
+        ).then(None, kept, None, js=look.SAVE_FILE, api_visibility="private")
         dark.click(None, js=look.SWITCH_DARK, api_visibility="private")
         dials_button.click(None, js=look.SWITCH_SETTINGS, api_visibility="private")
     blocks.queue(max_size=max_waiting, default_concurrency_limit=8)
     return blocks
+
+
+def _pages(speakers: Sequence[Speaker], histories: Sequence[History]) -> str:
+    """Return the conversation with each model as a file to keep."""
+    pairs = zip(speakers, histories, strict=True)
+    return "".join(as_page(history, speaker.name) for speaker, history in pairs if history)
 
 
 def _header(speakers: Sequence[Speaker]) -> str:
@@ -307,7 +326,7 @@ def _wire(
 
     def go_on(event: Any, which: Sequence[int]) -> None:
         event.success(
-            answer_by(which), [*talks, *dials], talks, concurrency_limit=1,
+            answer_by(which), [*talks, *dials], talks, concurrency_limit=_AT_ONCE,
             concurrency_id="answers", **quiet,
         ).then(_free_box, None, box, queue=False, **quiet)  # fmt: skip
 
@@ -379,7 +398,7 @@ def _wire_api(page: ChatPage, dials: list[Any]) -> None:
 
     button.click(
         chat, [message, kept, *dials], [reply, kept], api_name="chat",
-        concurrency_limit=1, concurrency_id="answers",
+        concurrency_limit=_AT_ONCE, concurrency_id="answers",
     )  # fmt: skip
 
 

@@ -95,4 +95,14 @@ SWITCH_DARK = """() => {
   localStorage.setItem("mmlm-dark", dark ? "1" : "0");
 }"""
 
+# What the server made is handed to the browser as a file; nothing is kept on the server.
+SAVE_FILE = """(text) => {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
+  link.download = "conversation.html";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+
 SWITCH_SETTINGS = """() => document.querySelector("#settings .toggle-button").click()"""

@@ -4,30 +4,28 @@
                you are here
 
 `/v1/models`, `/v1/chat/completions` (whole or streamed), `/health` (alive), `/ready` (takes
-requests) and `/metrics`. It is for one machine and few users: answers are given one at a time,
-in the order of the requests, and beyond `max_waiting` a client is told to come back. What a
-request may say is in `openai_schema`, how pictures are obtained in `fetch`.
+requests) and `/metrics`. It is for one machine and few users: a few answers grow together,
+clients take turns, and beyond `max_waiting` one is told to come back. What a request may say is
+in `openai_schema`, how pictures are obtained in `fetch`, how the process listens in `serve`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mmlm.config import Config
-from mmlm.errors import MissingExtraError, UsageError
-from mmlm.generation import GenerationSettings
+from mmlm.errors import MissingExtraError
 from mmlm.generation.session import Piece, Usage
 from mmlm.images import open_image, read_size
-from mmlm.messages import Message, images_of
-from mmlm.serving.engine import Engine, Speaker
+from mmlm.messages import Message
+from mmlm.serving.engine import Speaker
 from mmlm.serving.fetch import Fetcher, FetchRules
 from mmlm.serving.metrics import Metrics
 from mmlm.serving.openai_schema import (
@@ -40,7 +38,6 @@ from mmlm.serving.openai_schema import (
 )
 
 try:
-    import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 except ImportError as fault:
@@ -48,7 +45,10 @@ except ImportError as fault:
 
 from mmlm.serving.gate import Guard, RefusalError, answer_to, explain_errors, response_to
 
-_LOOK_EVERY_SECONDS = 0.25
+T = TypeVar("T")
+LOW_SIDE_PX = 512
+"""Longest side of a picture of low detail, as OpenAI's own servers have it."""
+
 _CLIENT_LEFT = 499
 DONE = "data: [DONE]\n\n"
 
@@ -72,7 +72,18 @@ class ApiLimits(Config):
     """Longest answer, and what is used where a request says nothing."""
 
     max_waiting: int = 16
-    """Most requests in line; the next one gets 429."""
+    """Most requests at once, answered or in line; the next one gets 429."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that was read."""
+
+    asked: ChatRequest
+    messages: list[Message]
+    speaker: Speaker
+    client: str
+    answer: Answer
 
 
 class Api:
@@ -113,26 +124,33 @@ class Api:
                 400,
                 f"The request shows {pictures} pictures; the limit is {self.limits.max_images}.",
             )
-        messages = messages_of(asked.messages, self.fetcher.fetch)
+        messages = messages_of(asked.messages, self.picture)
         letters = sum(len(message.text) for message in messages)
         if letters > self.limits.max_letters:
             raise RefusalError(
                 400,
                 f"The request has {letters:,} letters; the limit is {self.limits.max_letters:,}.",
             )
-        for picture in images_of(messages):
-            read_size(picture, max_pixels=self.limits.max_pixels)
-            open_image(picture, max_pixels=self.limits.max_pixels)
         return messages
 
-    async def pieces(
-        self, speaker: Speaker, messages: list[Message], settings: GenerationSettings, num_top: int
-    ) -> AsyncGenerator[Piece]:
+    def picture(self, url: str, detail: str) -> Any:
+        """Obtain a picture, look at all of it, and shrink it where its detail is not wanted."""
+        data = self.fetcher.fetch(url)
+        size = read_size(data, max_pixels=self.limits.max_pixels)
+        image = open_image(data, max_pixels=self.limits.max_pixels)
+        if detail != "low" or max(size) <= LOW_SIDE_PX:
+            return data
+        image.thumbnail((LOW_SIDE_PX, LOW_SIDE_PX))
+        return image
+
+    async def pieces(self, job: _Job, choice: int) -> AsyncGenerator[Piece]:
         """Give an answer piece by piece; whoever stops listening ends generation.
 
-        The model works in a thread of its own, so that a client that leaves is noticed while
-        it still waits for its turn.
+        The pieces are waited for in a thread of their own, so that a client that leaves is
+        noticed while it still stands in line.
         """
+        asked = job.asked
+        settings = asked.settings(self.limits.max_new_tokens, choice)
         loop, stop = asyncio.get_running_loop(), threading.Event()
         queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
@@ -142,7 +160,10 @@ class Api:
 
         def work() -> None:
             try:
-                for piece in speaker.stream(messages, settings, stop, num_top=num_top):
+                for piece in job.speaker.stream(
+                    job.messages, settings, stop, num_top=asked.top_logprobs or 0,
+                    as_json=asked.as_json, client=job.client,
+                ):  # fmt: skip
                     put(piece)
                 put(None)
             except BaseException as fault:
@@ -162,22 +183,22 @@ class Api:
                 self.metrics.answer(last.usage)
 
 
-async def _collect(pieces: AsyncGenerator[Piece], request: Request) -> list[Piece]:
-    """Gather an answer, and give up when the client has left."""
+async def _while_here(request: Request, work: Awaitable[T]) -> T:
+    """Wait for some work, and give it up when the client leaves."""
 
-    async def gather() -> list[Piece]:
-        async with aclosing(pieces) as given:
-            return [piece async for piece in given]
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
 
-    task = asyncio.ensure_future(gather())
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
     try:
-        while not task.done():
-            await asyncio.wait([task], timeout=_LOOK_EVERY_SECONDS)
-            if not task.done() and await request.is_disconnected():
-                raise RefusalError(_CLIENT_LEFT, "The client left.")
-        return task.result()
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RefusalError(_CLIENT_LEFT, "The client left.")
+        return working.result()
     finally:
-        task.cancel()
+        leaving.cancel()
+        working.cancel()
 
 
 def build_api(
@@ -258,38 +279,41 @@ async def _chat(api: Api, asked: ChatRequest, request: Request) -> Response:
     handed_on = False
     try:
         messages = await asyncio.to_thread(api.read, asked)
-        word_of = _word_of(speaker)
-        answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", speaker.name, word_of)
+        answer = Answer(f"chatcmpl-{uuid.uuid4().hex}", speaker.name, _word_of(speaker))
+        job = _Job(asked, messages, speaker, _client_of(request), answer)
         if asked.stream:
-            body = _events(api, speaker, asked, messages, answer)
-            first = await anext(body)  # a fault before the first word still gets its status
+            body = _events(api, job)
+            # A fault before the first word still gets its status.
+            first = await _while_here(request, anext(body))
             handed_on = True
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             stream = _closing(api, first, body)
             return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-        choices: list[tuple[list[Piece], bool]] = []
-        for choice in range(asked.n or 1):
-            settings = asked.settings(api.limits.max_new_tokens, choice)
-            pieces = api.pieces(speaker, messages, settings, asked.top_logprobs or 0)
-            choices.append((await _collect(pieces, request), bool(asked.logprobs)))
+        choices = await _while_here(request, _all(api, job))
         api.metrics.request(200)
-        return JSONResponse(answer.whole(choices))
+        return JSONResponse(answer.whole([(said, bool(asked.logprobs)) for said in choices]))
     finally:
         if not handed_on:
             api.num_open -= 1
 
 
-async def _events(
-    api: Api, speaker: Speaker, asked: ChatRequest, messages: list[Message], answer: Answer
-) -> AsyncGenerator[str]:
+async def _all(api: Api, job: _Job) -> list[list[Piece]]:
+    """Gather every answer of a request."""
+    choices: list[list[Piece]] = []
+    for choice in range(job.asked.n or 1):
+        async with aclosing(api.pieces(job, choice)) as given:
+            choices.append([piece async for piece in given])
+    return choices
+
+
+async def _events(api: Api, job: _Job) -> AsyncGenerator[str]:
     """Give the events of a streamed answer: role first, then words, why it ended, and the end."""
     usages: list[Usage] = []
+    asked, answer = job.asked, job.answer
     for index in range(asked.n or 1):
-        settings = asked.settings(api.limits.max_new_tokens, index)
-        pieces = api.pieces(speaker, messages, settings, asked.top_logprobs or 0)
         usage: Usage | None = None
         said = ""
-        async with aclosing(pieces) as given:
+        async with aclosing(api.pieces(job, index)) as given:
             async for piece in given:
                 if usage is None:
                     usage = piece.usage
@@ -325,6 +349,12 @@ async def _closing(api: Api, first: str, events: AsyncGenerator[str]) -> AsyncIt
         await events.aclose()
 
 
+def _client_of(request: Request) -> str:
+    """Who asks: a key where there are keys, and the address."""
+    host = request.client.host if request.client is not None else ""
+    return f"{request.headers.get('authorization', '')} {host}"
+
+
 def _word_of(speaker: Speaker) -> Callable[[int], str]:
     """Return what writes one token of a model as text."""
     sessions = getattr(speaker, "sessions", None)
@@ -332,71 +362,3 @@ def _word_of(speaker: Speaker) -> Callable[[int], str]:
         return str
     tokenizer = sessions.processor.tokenizer
     return lambda token: tokenizer.decode([token])
-
-
-def serve_api(
-    sources: Sequence[str | Path],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    keys: Sequence[str] = (),
-    allowed_hosts: Sequence[str] = (),
-    page: bool = False,
-) -> None:
-    """Load models and serve them until interrupted.
-
-    Args:
-        sources: Model folders or Hub ids.
-        host: Where to listen; anything but 127.0.0.1 lets others in.
-        port: The port.
-        keys: Clients must send one of these; none when empty.
-        allowed_hosts: Hosts from which pictures may be fetched; none when empty.
-        page: Serve the chat page too.
-
-    Raises:
-        UsageError: if two models have one name, or the port is taken.
-        CheckpointError: if a model cannot be loaded.
-    """
-    _check_port(host, port)
-    engines: list[Speaker] = [Engine.load(source) for source in sources]
-    names = [engine.name for engine in engines]
-    if len(set(names)) < len(names):
-        raise UsageError(f"Two models are named alike ({', '.join(names)}). Rename a folder.")
-    app: Any = build_api(engines, keys=keys, rules=FetchRules(allowed_hosts=tuple(allowed_hosts)))
-    if page:
-        app = _with_page(app, engines, keys)
-    print(f"The API is at http://{host}:{port}/v1, models: {', '.join(names)}")
-    if page:
-        gate = ' (sign in as "mmlm", with a key)' if keys else ""
-        print(f"The page is at http://{host}:{port}/{gate}")
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        gate = "with a key" if keys else "without a key"
-        print(f"It listens on {host}: everybody who can reach this machine can use it, {gate}.")
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
-
-
-def _with_page(app: FastAPI, engines: Sequence[Speaker], keys: Sequence[str]) -> Any:
-    """Put the chat page beside the API; where keys are asked for, people sign in with one."""
-    import gradio
-
-    from mmlm.serving.chat_ui import build_page, page_options
-
-    options = page_options()
-    chosen = {name: options[name] for name in ("theme", "css", "head", "max_file_size")}
-    examples = [e.image for engine in engines for e in engine.about.examples if e.image]
-    return gradio.mount_gradio_app(
-        app, build_page(engines[:2]), path="/", allowed_paths=examples, footer_links=[],
-        show_error=True, ssr_mode=False, auth=[("mmlm", key) for key in keys] or None, **chosen,
-    )  # fmt: skip
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuse a port that is taken before a model is loaded."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as fault:
-            raise UsageError(
-                f"The API cannot listen on {host}:{port}: {fault.strerror}. Choose another --port."
-            ) from None

@@ -1,7 +1,7 @@
 """The words of the OpenAI chat API: what a request may say, and what an answer looks like.
 
 Fields that nobody here knows are ignored, as clients expect. Fields that are known and cannot
-be honoured (tools, forced JSON, penalties of another kind) are refused with the reason, so
+be honoured (tools, a JSON schema, penalties of another kind) are refused with the reason, so
 that nobody measures something else than was asked for.
 """
 
@@ -27,6 +27,8 @@ class ImageUrl(BaseModel):
 
     url: str
     detail: Literal["auto", "low", "high"] | None = "auto"
+    """With ``low`` the picture is shrunk first, so that it costs fewer tokens where a model cuts
+    pictures into tiles; the others show it as it is."""
 
 
 class ContentPart(BaseModel):
@@ -87,15 +89,21 @@ class ChatRequest(BaseModel):
         reasons: list[str] = []
         if self.tools or self.functions:
             reasons.append("This server calls no tools; leave `tools` and `functions` out.")
-        if self.response_format is not None and self.response_format.type != "text":
+        form = "text" if self.response_format is None else self.response_format.type
+        if form not in ("text", "json_object"):
             reasons.append(
-                f"response_format {self.response_format.type!r} cannot be promised here; ask for "
-                f"the form in words, with response_format text."
+                f"response_format {form!r} cannot be promised here; json_object can: any JSON "
+                f"object. Say in words what it should hold."
             )
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(self, name):
                 reasons.append(f"{name} is not offered; `repetition_penalty` is (1.1, say).")
         return reasons
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the answer must be a JSON object."""
+        return self.response_format is not None and self.response_format.type == "json_object"
 
     def settings(self, most_tokens: int, choice: int = 0) -> GenerationSettings:
         """Return how to answer; greedy unless a temperature is given.
@@ -118,8 +126,8 @@ class ChatRequest(BaseModel):
         )
 
 
-def messages_of(turns: Sequence[ChatTurn], fetch: Callable[[str], bytes]) -> list[Message]:
-    """Turn a request's messages into ours, obtaining its pictures.
+def messages_of(turns: Sequence[ChatTurn], fetch: Callable[[str, str], Any]) -> list[Message]:
+    """Turn a request's messages into ours; `fetch` obtains a picture by address and detail.
 
     Raises:
         DataError: naming the message and the part that is wrong.
@@ -147,7 +155,7 @@ def messages_of(turns: Sequence[ChatTurn], fetch: Callable[[str], bytes]) -> lis
     return messages
 
 
-def _part(piece: ContentPart, where: str, role: str, fetch: Callable[[str], bytes]) -> Part:
+def _part(piece: ContentPart, where: str, role: str, fetch: Callable[[str, str], Any]) -> Part:
     if piece.type == "text":
         if piece.text is None:
             raise DataError(f"{where} is of type text and has no text.")
@@ -156,8 +164,9 @@ def _part(piece: ContentPart, where: str, role: str, fetch: Callable[[str], byte
         raise DataError(f"{where} is of type image_url and has no image_url.")
     if role != "user":
         raise DataError(f"{where} is a picture in a message of role {role}; only users show them.")
-    url = piece.image_url if isinstance(piece.image_url, str) else piece.image_url.url
-    return ImagePart(fetch(url))
+    if isinstance(piece.image_url, str):
+        return ImagePart(fetch(piece.image_url, "auto"))
+    return ImagePart(fetch(piece.image_url.url, piece.image_url.detail or "auto"))
 
 
 def num_pictures(turns: Sequence[ChatTurn]) -> int:

@@ -24,15 +24,20 @@ class FakeSpeaker:
         self.words, self.pause, self.fault = words, pause, fault
         self.heard: list[Sequence[Message]] = []
         self.settings: list[GenerationSettings] = []
+        self.clients: list[str] = []
+        self.forms: list[bool] = []
         self.num_said = 0
         self.num_closed = 0
 
     def stream(
         self, messages: Sequence[Message], settings: GenerationSettings,
-        stop_event: threading.Event | None = None, *, num_top: int = 0,
+        stop_event: threading.Event | None = None, *, num_top: int = 0, as_json: bool = False,
+        client: str = "",
     ) -> Generator[Piece]:  # fmt: skip
         self.heard.append(list(messages))
         self.settings.append(settings)
+        self.clients.append(client)
+        self.forms.append(as_json)
         usage = Usage(num_prompt_tokens=7, num_image_tokens=4)
         images = sum(len(message.images) for message in messages)
         text = f"{len(messages)} turns, {images} pictures: {messages[-1].text}"

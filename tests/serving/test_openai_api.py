@@ -117,6 +117,27 @@ def test_settings_reach_the_model():
     assert (last.max_new_tokens, last.top_k, last.repetition_penalty) == (100, 0, 1.1)
 
 
+def test_low_detail_shrinks_a_large_picture_and_no_other():
+    speaker = FakeSpeaker()
+    large, small = shown(png(1024, 600)), shown(png(300, 200))
+    high = json.loads(json.dumps(large))
+    high["image_url"]["detail"] = "high"
+    assert ask(client_of(speaker), json=body(large, high, small)).status_code == 200
+    low, as_it_was, untouched = speaker.heard[0][0].images
+    assert low.size == (512, 300)
+    assert (as_it_was, untouched) == (png(1024, 600), png(300, 200))
+
+
+def test_json_is_asked_of_the_model_and_clients_are_told_apart():
+    speaker = FakeSpeaker()
+    client = client_of(speaker, keys=["first", "second"])
+    for key, form in (("first", "json_object"), ("second", "text")):
+        request = body(response_format={"type": form})
+        assert ask(client, json=request, headers={"authorization": f"Bearer {key}"}).is_success
+    assert speaker.forms == [True, False]
+    assert len(set(speaker.clients)) == 2
+
+
 def test_roles_and_words_of_clients_are_understood():
     speaker = FakeSpeaker()
     messages = [
@@ -160,7 +181,7 @@ def test_log_probabilities(client):
         ({"n": 99}, "n:"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "no tools"),
-        ({"response_format": {"type": "json_object"}}, "json_object"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema"),
         ({"frequency_penalty": 0.5}, "repetition_penalty"),
     ],
 )
