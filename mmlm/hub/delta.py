@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +28,7 @@ from mmlm.hub.aside import written_aside
 from mmlm.hub.save import generation_config, portable, write_papers
 from mmlm.hub.weights import check_weights, read_file, read_json, write_state
 from mmlm.language import add_image_token, decoder_of, head_of, languages
+from mmlm.language.adapters import four_bit_layers, four_bit_state, quantise
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.storage.parts import PREFIX, PackageFile
@@ -64,6 +65,7 @@ def save_delta(
         CheckpointError: if the folder cannot be written, or a base part cannot be had again.
     """
     state, adapters = _plain_names(model)
+    quantised = four_bit_layers(model)
     bases: dict[str, Any] = {}
     reasons: list[str] = []
     learnt = dict(state)
@@ -76,7 +78,7 @@ def save_delta(
             continue
         base = _load_base(part, source, dtype=next(model.parameters()).dtype)
         same = [key for key, value in base.state.items() if _equal(state.get(key), value)]
-        for key in same:
+        for key in [*same, *_same_in_four_bits(quantised, state, base)]:
             del learnt[key]
         bases[part] = {"source": _reference(source, folder), "sha256": base.fingerprint}
     with written_aside(folder) as aside:
@@ -88,6 +90,7 @@ def save_delta(
             "config": json.loads(config.to_json_string(use_diff=False)),
             "bases": bases,
             "adapters": adapters,
+            "four_bits": quantised,
         }
         (aside / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         processor.save_pretrained(aside)
@@ -140,6 +143,8 @@ def load_delta(
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     model = build(config, state | plain, dtype=dtype or wanted, origin=str(folder))
+    if values.get("four_bits"):
+        quantise(model, values["four_bits"])
     if values.get("adapters"):
         _put_adapters(model, values["adapters"], learnt, folder)
     processor = read_processor(folder, config)
@@ -161,6 +166,27 @@ def _plain_names(
         settings = {**config.to_dict(), "base_model_name_or_path": None}
         adapters[name] = json.loads(json.dumps(settings, default=_plain))
     return state, adapters
+
+
+def _same_in_four_bits(layers: Sequence[str], state: Mapping[str, Tensor], base: Base) -> list[str]:
+    """Return the tensors of layers in 4 bits, which the base's own weights become again.
+
+    Raises:
+        CheckpointError: if the weights had learnt before they were packed.
+    """
+    found: list[str] = []
+    for layer in layers:
+        weight = base.state.get(f"{layer}.weight")
+        if weight is None:
+            continue  # of another part
+        packed = {f"{layer}.{key}": value for key, value in four_bit_state(weight).items()}
+        if not all(_equal(state.get(key), value) for key, value in packed.items()):
+            raise CheckpointError(
+                f"{layer} is held in 4 bits and had learnt before that, so that no base gives its "
+                f"weights again. Merge the adapters and save the whole model instead."
+            )
+        found += packed
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -194,6 +220,10 @@ def _put_adapters(
             f"Copy or download the folder again."
         )
     model.load_state_dict(values, strict=False)
+    dtype = model.lm_head.weight.dtype  # PEFT makes adapters in float32 beside weights in bfloat16
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _has_name(part: str, source: Mapping[str, Any]) -> bool:

@@ -237,23 +237,51 @@ def quantise(model: Any, names: Sequence[str]) -> None:
     Raises:
         MissingExtraError: if bitsandbytes is not installed.
     """
-    bnb = _bitsandbytes()
     for name in names:
-        layer: Any = model.get_submodule(name)
-        fresh: Any = bnb.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=getattr(layer, "bias", None) is not None,
-            compute_dtype=layer.weight.dtype,
-            quant_type="nf4",
-            device="meta",
-        )
-        fresh.weight = bnb.nn.Params4bit(
-            layer.weight.detach().contiguous(), requires_grad=False, quant_type="nf4", module=fresh
-        )
-        fresh.bias = layer.bias
-        fresh.train(layer.training)
-        model.set_submodule(name, fresh.to(layer.weight.device))  # moving is what quantises
+        model.set_submodule(name, _in_four_bits(model.get_submodule(name)))
+
+
+def four_bit_layers(model: Any) -> list[str]:
+    """Return the names of the layers below adapters that are held in 4 bits."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "base_layer") and _is_quantised(module)
+    ]
+
+
+def four_bit_state(weight: Any) -> dict[str, Any]:
+    """Return the tensors that a weight becomes in 4 bits, by their names beside `weight`.
+
+    Raises:
+        MissingExtraError: if bitsandbytes is not installed.
+    """
+    from torch import nn
+
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return dict(_in_four_bits(layer).state_dict())
+
+
+def _in_four_bits(layer: Any) -> Any:
+    bnb = _bitsandbytes()
+    fresh: Any = bnb.nn.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=getattr(layer, "bias", None) is not None,
+        compute_dtype=layer.weight.dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    fresh.weight = bnb.nn.Params4bit(
+        layer.weight.detach().contiguous(), requires_grad=False, quant_type="nf4", module=fresh
+    )
+    fresh.bias = layer.bias
+    fresh.train(layer.training)
+    # On a CPU it would rearrange its weights at the first forward pass without gradients, in place:
+    # that rounds their scales, and no gradient passes such a layer from then on.
+    fresh.support_avx512bf16_for_cpu = False
+    return fresh.to(layer.weight.device)  # moving is what quantises
 
 
 @contextmanager

@@ -137,6 +137,26 @@ def test_only_the_adapters_learn_where_a_weight_has_one(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_answering_between_two_steps_changes_no_gradient(kind):
+    model = Joined().bfloat16()
+    add_adapters(model, adapter(kind, rank=4))
+    shake(model)
+    learning = [p for n, p in model.named_parameters() if "lora_" in n]
+
+    def gradients():
+        return torch.autograd.grad(model(input_ids=IDS).logits.float().square().mean(), learning)
+
+    before = gradients()
+    model.eval()
+    logits(model)
+    for module in model.modules():  # as a trainer does that keeps what stands still in eval mode
+        module.training = any(p.requires_grad for p in module.parameters())
+    for one, other in zip(before, gradients(), strict=True):
+        assert torch.equal(one, other)
+    assert all(one.any() for one in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_merging_keeps_the_logits_and_leaves_ordinary_layers(kind):
     model = Joined().eval()
     names = {name for name, _ in model.named_parameters()}
