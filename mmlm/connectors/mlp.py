@@ -38,13 +38,29 @@ class MLPConnectorConfig(ConnectorConfig):
         )
 
 
-class MLPConnector(Connector):
-    """Projects each feature by itself.
+class LayerStack(Connector):
+    """Projects each feature by itself, through `layers` that end in a linear one.
 
     Shapes:
         values:  ``(tokens, vision_width)``
         returns: ``(tokens, text_width)``
     """
+
+    layers: nn.Sequential
+
+    def forward(self, features: VisionFeatures) -> VisionFeatures:
+        """Project each feature."""
+        return features.with_values(self.layers(features.values))
+
+    def last_linear(self) -> nn.Linear:
+        """Return the last layer of the stack."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+
+class MLPConnector(LayerStack):
+    """Linear layers of the text's width with an activation between them."""
 
     def __init__(
         self,
@@ -60,13 +76,3 @@ class MLPConnector(Connector):
         for _ in range(depth - 1):
             layers += [activation(activation_name), nn.Linear(text_width, text_width, bias=bias)]
         self.layers = nn.Sequential(*layers)
-
-    def forward(self, features: VisionFeatures) -> VisionFeatures:
-        """Project each feature."""
-        return features.with_values(self.layers(features.values))
-
-    def last_linear(self) -> nn.Linear:
-        """Return the last layer of the stack."""
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        return last

@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from mmlm.connectors.activations import ActivationName, activation
-from mmlm.connectors.base import Connector, ConnectorConfig, connectors
-from mmlm.features import VisionFeatures
+from mmlm.connectors.base import ConnectorConfig, connectors
+from mmlm.connectors.mlp import LayerStack
 
 
 @connectors.register("norm_mlp")
@@ -76,13 +76,8 @@ class NormMLPConnectorConfig(ConnectorConfig):
         return NormMLPConnector([vision_width, *widths, text_width], self)
 
 
-class NormMLPConnector(Connector):
-    """Projects each feature by itself.
-
-    Shapes:
-        values:  ``(tokens, vision_width)``
-        returns: ``(tokens, text_width)``
-    """
+class NormMLPConnector(LayerStack):
+    """Linear layers of any width, the first of them behind a norm."""
 
     def __init__(self, widths: list[int], config: NormMLPConnectorConfig) -> None:
         super().__init__()
@@ -94,13 +89,3 @@ class NormMLPConnector(Connector):
                 layers.append(nn.LayerNorm(width, eps=config.eps))
             layers.append(nn.Linear(width, following, bias=config.bias))
         self.layers = nn.Sequential(*layers)
-
-    def forward(self, features: VisionFeatures) -> VisionFeatures:
-        """Project each feature."""
-        return features.with_values(self.layers(features.values))
-
-    def last_linear(self) -> nn.Linear:
-        """Return the last layer of the stack."""
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        return last
