@@ -13,6 +13,7 @@ Caches that forget or cannot be cut (sliding windows, states) are stepped one af
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers import DynamicCache
 
 from mmlm.generation.answering import Answering
 from mmlm.generation.session import Sessions, can_crop, checked
+
+log = logging.getLogger("mmlm.generation")
 
 
 class Together:
@@ -55,6 +58,7 @@ class Together:
             rows = dict(zip(map(id, group), self._forward(), strict=True))
         except Exception:
             # Most often memory: what is too much for all may do for each.
+            log.warning("%d answers go on one by one: no common step", len(group), exc_info=True)
             self._cut_back()
             self.part()
             return [self._alone(answer) for answer in answers]

@@ -19,7 +19,7 @@ from mmlm.training import train
 from mmlm.training.stage import StageRun
 from tests import tiny
 from tests.training.test_parallel import launch
-from tests.training.test_resume import StopHereError, assert_same_bits, crash_at
+from tests.training.test_resume import assert_crashes_change_nothing, assert_same_bits
 from tests.training.tiny_run import tiny_recipe
 
 pytest.importorskip("peft", reason="needs the extra [train]")
@@ -108,15 +108,9 @@ def test_a_crashed_run_with_adapters_ends_in_the_same_bits(tmp_path, monkeypatch
         tmp_path, use=use, then_full=then_full, checkpoint_every=3, precision="bf16",
         ask={"every_steps": 3, "num": 1, "max_new_tokens": 2},
     )  # fmt: skip
-    train(recipe, tmp_path / "unbroken", quiet=True)
     first, second = (stage["name"] for stage in recipe["stages"])
-    for stage, step in ((first, 4), (second, 0), (second, 5)):
-        with monkeypatch.context() as patch:
-            crash_at(patch, stage, step)
-            with pytest.raises(StopHereError):
-                train(recipe, tmp_path / "broken", quiet=True)
-    train(recipe, tmp_path / "broken", quiet=True)
-    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+    moments = ((first, 4), (second, 0), (second, 5))
+    assert_crashes_change_nothing(recipe, tmp_path, monkeypatch, moments)
 
 
 def test_a_run_with_adapters_that_is_killed_ends_in_the_same_bits(tmp_path):

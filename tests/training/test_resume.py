@@ -64,6 +64,18 @@ def crash_at(monkeypatch, stage, step):
     monkeypatch.setattr(StageRun, "_learn", learn_or_crash)
 
 
+def assert_crashes_change_nothing(recipe, folder, monkeypatch, moments):
+    """Run unbroken, and once more with a crash at each stage and step; compare the bits."""
+    train(recipe, folder / "unbroken", quiet=True)
+    for stage, step in moments:
+        with monkeypatch.context() as patch:
+            crash_at(patch, stage, step)
+            with pytest.raises(StopHereError):
+                train(recipe, folder / "broken", quiet=True)
+    train(recipe, folder / "broken", quiet=True)
+    assert_same_bits(folder / "unbroken", folder / "broken")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_that_crashed_in_each_stage_ends_in_the_same_bits(tmp_path, monkeypatch, precision):
     write_rows(tmp_path, 40, bad=2)
@@ -71,14 +83,8 @@ def test_a_run_that_crashed_in_each_stage_ends_in_the_same_bits(tmp_path, monkey
         tmp_path, checkpoint_every=2, precision=precision,
         ask={"every_steps": 3, "num": 2, "max_new_tokens": 2},
     )  # fmt: skip
-    train(recipe, tmp_path / "unbroken", quiet=True)
-    for stage, step in (("align", 1), ("align", 5), ("instruct", 0), ("instruct", 7)):
-        with monkeypatch.context() as patch:
-            crash_at(patch, stage, step)
-            with pytest.raises(StopHereError):
-                train(recipe, tmp_path / "broken", quiet=True)
-    train(recipe, tmp_path / "broken", quiet=True)
-    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+    moments = (("align", 1), ("align", 5), ("instruct", 0), ("instruct", 7))
+    assert_crashes_change_nothing(recipe, tmp_path, monkeypatch, moments)
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):

@@ -16,7 +16,7 @@ from mmlm.training.checkpoint import load_checkpoint
 from mmlm.training.recipe import read_recipe
 from mmlm.training.validation import Validation
 from tests.tiny import picture
-from tests.training.test_resume import StopHereError, assert_same_bits, crash_at
+from tests.training.test_resume import StopHereError, assert_crashes_change_nothing, crash_at
 from tests.training.tiny_run import WORDS, tiny_recipe, write_rows
 
 
@@ -136,14 +136,8 @@ def test_a_stage_without_gain_ends_early(tmp_path, monkeypatch):
 def test_a_run_that_crashed_ends_in_the_same_bits(tmp_path, monkeypatch):
     write_rows(tmp_path, 40)
     values = recipe_with(tmp_path, run={"checkpoint_every": 3}, patience=3)
-    train(values, tmp_path / "unbroken", quiet=True)
-    for stage, step in (("align", 1), ("align", 5), ("instruct", 0), ("instruct", 7)):
-        with monkeypatch.context() as patch:
-            crash_at(patch, stage, step)
-            with pytest.raises(StopHereError):
-                train(values, tmp_path / "broken", quiet=True)
-    train(values, tmp_path / "broken", quiet=True)
-    assert_same_bits(tmp_path / "unbroken", tmp_path / "broken")
+    moments = (("align", 1), ("align", 5), ("instruct", 0), ("instruct", 7))
+    assert_crashes_change_nothing(values, tmp_path, monkeypatch, moments)
     bests = [sorted(p.name for p in (tmp_path / run / "checkpoints").glob("*/best-*"))
              for run in ("unbroken", "broken")]  # fmt: skip
     assert bests[0] == bests[1]
