@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,18 @@ class Built:
         return path
 
 
-def _quickstart() -> Builder:
-    from mmlm.data.builders import quickstart
+def _of(name: str) -> Callable[[], Builder]:
+    """Return what imports one module of this package when it is asked for."""
 
-    return Builder(quickstart.ABOUT, quickstart.key, quickstart.make)
+    def read() -> Builder:
+        module: Any = import_module(f"mmlm.data.builders.{name}")
+        return Builder(module.ABOUT, module.key, module.make)
+
+    return read
 
 
-BUILDERS: dict[str, Callable[[], Builder]] = {"quickstart": _quickstart}
+_MODULES = ("quickstart", "scenes", "charts", "documents", "fractals")
+BUILDERS: dict[str, Callable[[], Builder]] = {name: _of(name) for name in _MODULES}
 """What `mmlm data build NAME` knows."""
 
 
