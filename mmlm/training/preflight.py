@@ -20,7 +20,7 @@ from mmlm.hub import opens_in
 from mmlm.training.learning import freeze, matching, table
 from mmlm.training.memory import memory_here, plan_memory
 from mmlm.training.recipe import StageConfig
-from mmlm.training.stage import Run, packing_of
+from mmlm.training.shared import Run, packing_of
 from mmlm.training.validation import plan_rows
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _say_shapes(trainer: Trainer, run: Run) -> None:
     model: Any = run.assistant.model
     config = model.config
     counter, facts = config.counter(), config.facts
-    plan = counter.policy.plan(counter.side, counter.side)
+    plan = counter.plan(counter.side)
     grid, reached = facts.out_grid(counter.side), counter.grid_of_tile(counter.side)
     trainer.say(
         f"picture     {counter.side.height}×{counter.side.width} px, {len(plan.tiles)} tile"

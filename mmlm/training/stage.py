@@ -1,126 +1,45 @@
 """One stage of a run: from a loaded model to a trained one, step by step, and never lost.
 
-A step takes rows from the stream, divides every loss by what is learnt in the whole step on
-all ranks, adds up the gradients, and moves the weights. After it the stage can be stopped,
-saved and gone on with to the same bits. What the stages share is in `Run`.
+A stage reads its steps from the stream, lets `step` learn from each, tells how it goes, and
+saves. After every step it can be stopped and gone on with to the same bits. What the stages
+share is in `shared`.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmlm.assistant import Assistant
-from mmlm.data import PackingConfig, Quarantine
+from mmlm.data import Quarantine
 from mmlm.data.mixture import Mixture
-from mmlm.data.order import key_of
 from mmlm.data.pipeline import Step, StepStream
 from mmlm.data.planning import Planner
-from mmlm.errors import ConfigError, DataError, TrainingError
-from mmlm.language.adapters import AdapterConfig
-from mmlm.training.adapting import change_adapters
-from mmlm.training.attention import AttentionChoice
+from mmlm.errors import DataError, TrainingError
 from mmlm.training.batches import Batcher
-from mmlm.training.callbacks import Growth
 from mmlm.training.checkpoint import (
     Checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from mmlm.training.display import JsonLog, Progress, Tracker
+from mmlm.training.display import Progress
 from mmlm.training.feature_cache import FeatureCache
 from mmlm.training.learning import freeze, matching, public_name
-from mmlm.training.nonfinite import save_batch
 from mmlm.training.objectives import objectives
 from mmlm.training.optim import MasterAdamW, stable_name
-from mmlm.training.parallel import Engine
-from mmlm.training.precision import Precision
-from mmlm.training.recipe import Recipe, StageConfig
+from mmlm.training.recipe import StageConfig
 from mmlm.training.result import StageResult
 from mmlm.training.schedules import rate
+from mmlm.training.shared import Run, packing_of
+from mmlm.training.step import Learnt, StepLearner, padding_share
 from mmlm.training.validation import Validation
 
 _LOSSES_KEPT = 5
-_MOST_ROW_TOKENS = 4096
-
-
-@dataclass
-class Run:
-    """What all stages of a run share.
-
-    Args:
-        recipe: The whole recipe.
-        out: The folder of the run.
-        assistant: The model and its processor.
-        engine: The processes.
-        precision: The number format.
-        attention: The attention backend, and whether rows are packed.
-        log: One line a step.
-        growth: Answers on the same few pictures, or None.
-        trackers: Where numbers go beside the log.
-        masters: What has learnt so far, by stable name, in float32 but for merged weights.
-        adapters: What stands beside the weights now, or None.
-        validation: The rows that are never learnt, or None.
-        quiet: Show nothing.
-        stop: Set when the run is to stop after the step.
-    """
-
-    recipe: Recipe
-    out: Path
-    assistant: Assistant
-    engine: Engine
-    precision: Precision
-    attention: AttentionChoice
-    log: JsonLog
-    growth: Growth | None
-    trackers: list[Tracker]
-    masters: dict[str, Tensor] = field(default_factory=dict)
-    adapters: AdapterConfig | None = None
-    validation: Mixture | None = None
-    quiet: bool = False
-    stop: bool = False
-
-    @property
-    def quarantine_path(self) -> Path | None:
-        """Where drops are written; by the first rank alone."""
-        return self.out / "quarantine.jsonl" if self.engine.is_main else None
-
-    def change_adapters(self, stage: StageConfig) -> str | None:
-        """Put the adapters of a stage beside the weights; say what was done, if anything was."""
-        after = stage.adapter_config()
-        seed = key_of(self.recipe.run.seed, stage.name, "adapters")
-        done = change_adapters(
-            self.assistant.model, self.masters, before=self.adapters, after=after, seed=seed
-        )
-        self.adapters = after
-        return done
-
-
-def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
-    """Return how rows are filled, and the number of rows of a step.
-
-    Raises:
-        ConfigError: if a row is asked to be longer than a step.
-    """
-    run = recipe.run
-    if run.row_tokens is not None and run.row_tokens > stage.step_tokens:
-        raise ConfigError(
-            f"run.row_tokens ({run.row_tokens:,}) is more than stages.{stage.name}.step_tokens "
-            f"({stage.step_tokens:,}): one row would be more than a step. Lower row_tokens, or "
-            f"raise step_tokens."
-        )
-    row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
-    packing = PackingConfig(
-        row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles
-    )
-    return packing, max(1, round(stage.step_tokens / row_tokens))
 
 
 class StageRun:
@@ -156,6 +75,14 @@ class StageRun:
         self.objective = objectives.read(
             stage.objective, origin=f"stages.{stage.name}.objective"
         ).build(loss_weight=stage.loss_weight)
+        self.batcher = Batcher(
+            self.model,
+            run.assistant.processor,
+            packed=run.attention.packed,
+            cache=cache,
+            device=run.engine.device,
+        )
+        self.learner = StepLearner(run, stage, self.objective, self.optimizer, self.batcher)
         self.quarantine = Quarantine(run.quarantine_path, budget=run.recipe.run.drop_budget)
         self.step, self.tokens, self.samples, self.seconds = 0, 0, 0, 0.0
         self.losses: list[float] = []
@@ -251,19 +178,12 @@ class StageRun:
         planner = Planner(
             self.mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
         )
-        self._batcher = Batcher(
-            self.model,
-            run.assistant.processor,
-            packed=run.attention.packed,
-            cache=self.cache,
-            device=run.engine.device,
-        )
         return StepStream(
             planner,
             packing,
             rows_per_step=rows_per_step,
             num_samples=self.num_samples,
-            pixels=self._batcher.pixels,
+            pixels=self.batcher.pixels,
             rank=run.engine.rank,
             world=run.engine.world,
             threads=run.recipe.run.threads,
@@ -280,17 +200,15 @@ class StageRun:
         after = self._share(self.step + 1, self.tokens + step.num_tokens, self.samples)
         factor = rate(self.stage, progress=(before + after) / 2, step=self.step)
         begun = time.monotonic()
-        loss, norm = self._learn(step)
+        learnt = self._learn(step)
         self.step += 1
         self.tokens += step.num_tokens
-        if loss is None:
+        if learnt.loss is None:
             return
-        moved = self._move(step, loss, norm, factor)
-        self._tell(step, loss, norm, factor if moved else 0.0, after, time.monotonic() - begun)
-        padding = 0.0 if self.run.attention.packed else self._padding(step)
-        progress.step(
-            step=self.step, share=after, loss=loss, tokens=step.num_tokens, padding=padding
-        )
+        moved = self.learner.move(step, self.step, learnt, factor)
+        self._remember(learnt.loss, moved=moved)
+        rate_now = factor * max(self.stage.patterns.values()) if moved else 0.0
+        self._tell(step, learnt, rate_now, after, time.monotonic() - begun, progress)
         if self.run.growth is not None and self.run.growth.is_due(self.step):
             self._ask(progress)
         if self.validation is not None and self.validation.is_due(self.step):
@@ -302,81 +220,49 @@ class StageRun:
             weights = {**self.optimizer.masters(), **self._statistics()}
             progress.say(self.validation.round(self.step, weights))
 
-    def _learn(self, step: Step) -> tuple[float | None, Tensor]:
-        """Add up the gradients of all rows; return the step's loss and gradient length."""
-        weighed = [self.objective.weigh(row.samples) for row in step.rows]
-        engine = self.run.engine
-        # Dropout hangs on the step and the rank alone, so that a run that goes on drops the same.
-        torch.manual_seed(key_of(self.run.recipe.run.seed, self.stage.name, self.step, engine.rank))
-        num_items = engine.add_up([sum(count for _, count in weighed)])[0]
-        total = torch.zeros((), dtype=torch.float32, device=engine.device)
-        if num_items == 0:
-            return None, total
-        for row, (factors, count) in zip(step.rows, weighed, strict=True):
-            if count == 0:
-                continue
-            with self.run.precision.context(engine.device):
-                inputs = self._batcher.inputs(row, factors)
-                loss = self.objective.loss(self.model, inputs, num_items)
-            # A row of text alone reaches nothing that learns while only the connector does.
-            if loss.requires_grad:
-                loss.backward()
-                self.optimizer.collect()
-            total += loss.detach().float()
-        engine.add_up_gradients(self.optimizer.gradients())
-        return engine.add_up([float(total)])[0], self.optimizer.clip(self.stage.max_grad_norm)
+    def _learn(self, step: Step) -> Learnt:
+        return self.learner.learn(step, self.step)
 
-    def _move(self, step: Step, loss: float, norm: Tensor, factor: float) -> bool:
-        """Move the weights, unless the loss or the gradient is not a number."""
-        if bool(torch.isfinite(norm)) and loss == loss and abs(loss) != float("inf"):
-            self.optimizer.step(factor)
-            self.losses.append(loss)
-            if len(self.losses) > 2 * _LOSSES_KEPT:
-                del self.losses[_LOSSES_KEPT]
-            return True
-        self.optimizer.forget()
-        self.num_skipped += 1
-        place = self.run.out / "nonfinite" / f"{self.stage.name}-step-{self.step}"
-        save_batch(place, step, self._batcher, rank=self.run.engine.rank, loss=loss)
-        if self.run.recipe.run.on_nonfinite == "stop":
-            raise TrainingError(
-                f"The loss of step {self.step} of stage {self.stage.name} is {loss} and its "
-                f"gradient has length {float(norm)}. The samples are saved in {place}. Lower "
-                f"stages.{self.stage.name}.peak_lr, or set run.on_nonfinite: skip."
-            )
-        return False
+    def _remember(self, loss: float, *, moved: bool) -> None:
+        if not moved:
+            self.num_skipped += 1
+            return
+        self.losses.append(loss)
+        if len(self.losses) > 2 * _LOSSES_KEPT:
+            del self.losses[_LOSSES_KEPT]
 
     def _tell(
-        self, step: Step, loss: float, norm: Tensor, factor: float, share: float, seconds: float
+        self,
+        step: Step,
+        learnt: Learnt,
+        lr: float,
+        share: float,
+        seconds: float,
+        progress: Progress,
     ) -> None:
-        if not self.run.engine.is_main:
+        """Write one line of the log, and show it."""
+        if not self.run.engine.is_main or learnt.loss is None:
             return
+        padding = 0.0 if self.run.attention.packed else padding_share(step)
         numbers = {
-            "loss": loss,
-            "lr": factor * max(self.stage.patterns.values()),
-            "grad_norm": float(norm),
+            "loss": learnt.loss,
+            "lr": lr,
+            "grad_norm": float(learnt.norm),
             "tokens": step.num_tokens,
             "useful_tokens_per_second": step.num_tokens / max(seconds, 1e-9),
             "samples": self.samples,
             "dropped": self.quarantine.dropped,
             "room": 1.0 - step.num_tokens / max(step.capacity_tokens, 1),
-            "padding": 0.0 if self.run.attention.packed else self._padding(step),
+            "padding": padding,
             "share": share,
             "seconds": seconds,
         }
         self.run.log.write({"stage": self.stage.name, "step": self.step, **numbers})
         for tracker in self.run.trackers:
             tracker.log({f"{self.stage.name}/{k}": v for k, v in numbers.items()}, self.step)
-
-    @staticmethod
-    def _padding(step: Step) -> float:
-        """Share of the padded positions of this rank that hold nothing."""
-        padded = sum(
-            len(row.samples) * max(s.num_tokens for s in row.samples)
-            for row in step.rows
-            if row.samples
+        progress.step(
+            step=self.step, share=share, loss=learnt.loss, tokens=step.num_tokens, padding=padding
         )
-        return 1.0 - sum(row.num_tokens for row in step.rows) / padded if padded else 0.0
 
     def _ask(self, progress: Progress) -> None:
         growth = self.run.growth

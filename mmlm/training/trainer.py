@@ -47,7 +47,8 @@ from mmlm.training.parallel import Engine
 from mmlm.training.precision import choose_precision
 from mmlm.training.recipe import Recipe, StageConfig
 from mmlm.training.result import RunResult, StageResult
-from mmlm.training.stage import Run, StageRun
+from mmlm.training.shared import Run
+from mmlm.training.stage import StageRun
 
 _RESOLVED = "recipe.resolved.yaml"
 _RESULT = "result.json"

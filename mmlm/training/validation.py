@@ -40,7 +40,7 @@ from mmlm.training.recipe import StageConfig, ValidationConfig
 
 if TYPE_CHECKING:
     from mmlm.training.feature_cache import FeatureCache
-    from mmlm.training.stage import Run
+    from mmlm.training.shared import Run
 
 _WEIGHTS = "weights.safetensors"
 
@@ -133,7 +133,7 @@ class Validation:
         """Return the validation of a stage, or None where the recipe has none."""
         if run.recipe.validation is None or run.validation is None:
             return None
-        from mmlm.training.stage import packing_of
+        from mmlm.training.shared import packing_of
 
         return cls(
             run,
