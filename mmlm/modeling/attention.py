@@ -1,14 +1,17 @@
 """Attention that keeps the samples of a packed row apart.
 
-One backend of our own is filed under transformers' attention interface: `mmlm_segments`.
+A backend of our own is filed under transformers' attention interface: `mmlm_segments`.
 Where a row holds several samples it runs one causal attention for each of them, so no
 block mask is built and nothing is computed across a border. Where a batch is padded (there
-are no segment borders) it is transformers' own SDPA, mask included. Which backend a run
-uses is decided in `mmlm.training`; this module knows no recipe.
+are no segment borders) it is transformers' own SDPA, mask included. All backends stand in
+`mmlm.modeling.backends`; which of them a run uses is decided in `mmlm.training`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +22,24 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SEGMENTS = "mmlm_segments"
+_borders_given: ContextVar[bool] = ContextVar("borders_given", default=False)
+
+
+@contextmanager
+def borders_given(given: bool) -> Generator[None]:
+    """Say that the attention called inside gets the borders of a packed row, and no mask."""
+    token = _borders_given.set(given)
+    try:
+        yield
+    finally:
+        _borders_given.reset(token)
+
+
+def mask_where_needed(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Make SDPA's mask, but for rows whose borders say everything that a mask would."""
+    if _borders_given.get():
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*args, **kwargs)
 
 
 def segment_attention(
@@ -77,4 +98,4 @@ def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
 
 
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+ALL_MASK_ATTENTION_FUNCTIONS.register(SEGMENTS, mask_where_needed)

@@ -7,7 +7,8 @@ each has the loss that it has alone. A model for which that fails is not packed.
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import ConfigError, TrainingError
 from mmlm.modeling import SEGMENTS, MMLMForConditionalGeneration
+from mmlm.modeling.backends import AttentionBackend, attention_backends, by_speed, is_known
 from mmlm.training.recipe import RunConfig
 
 _LENGTHS = (7, 12)
@@ -43,44 +45,126 @@ class Isolation(NamedTuple):
         return max(self.leak, self.difference) <= self.limit
 
 
+Proof = Callable[[Any], Isolation]
+"""Measures on a model whether the samples of a row are kept apart."""
+
+
 def choose_attention(
-    model: MMLMForConditionalGeneration, run: RunConfig, device: torch.device
+    model: MMLMForConditionalGeneration,
+    run: RunConfig,
+    device: torch.device,
+    proof: Proof | None = None,
 ) -> AttentionChoice:
     """Choose and set the attention of the language model, and prove that it keeps samples apart.
 
+    With `run.attention: auto` the fastest is taken that can be set and passes the proof.
+
+    Args:
+        model: The model, on its device and in its precision.
+        run: What the recipe says.
+        device: Where to compute.
+        proof: What measures the isolation; `prove_isolation` when left out.
+
     Raises:
-        ConfigError: if packing was asked for and this model cannot be packed.
+        ConfigError: if packing was asked for and this model cannot be packed, or a backend was
+            named that is not here.
     """
     before = str(getattr(model.model.language.config, "_attn_implementation", "sdpa"))
-    backend, reason = _backend(run, device)
+    wanted = list(_candidates(model, run, device))
     if run.packing == "padded":
-        name = "sdpa" if backend == SEGMENTS else backend
-        set_attention(model, name)
-        return AttentionChoice(name, False, "padded, as the recipe says")
-    try:
-        set_attention(model, backend)
-        isolation = prove_isolation(model)
-        failure = None if isolation.holds else f"samples in one row see each other ({isolation})"
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-        failure = f"the language model does not take packed rows ({error})"
-    if failure is None:
-        return AttentionChoice(backend, True, reason)
+        name = wanted[0][0]
+        set_attention(model, "sdpa" if name == SEGMENTS else name)
+        return AttentionChoice(
+            "sdpa" if name == SEGMENTS else name, False, "padded, as the recipe says"
+        )
+    failures: list[str] = []
+    for name, reason in wanted:
+        failure = _failure(model, run, device, name, proof or prove_isolation)
+        if failure is None:
+            reason = "; ".join([reason, *failures])
+            return AttentionChoice(name, True, reason)
+        failures.append(failure if len(wanted) == 1 else f"not {name}: {failure}")
     if run.packing == "packed":
-        raise ConfigError(f"run.packing is packed, but {failure}. Use run.packing: auto.")
+        raise ConfigError(
+            f"run.packing is packed, but {'; '.join(failures)}. Use run.packing: auto."
+        )
     set_attention(model, before)
-    return AttentionChoice(before, False, f"padded, because {failure}")
+    return AttentionChoice(before, False, f"padded, because {'; '.join(failures)}")
 
 
-def _backend(run: RunConfig, device: torch.device) -> tuple[str, str]:
-    names = {"auto": "", "segments": SEGMENTS, "flash": "flash_attention_2"}
-    wanted = names.get(run.attention, run.attention)
-    if wanted:
-        return wanted, "as the recipe says"
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attention_2", "flash-attn is installed"
-    if device.type == "cuda":
-        return SEGMENTS, "flash-attn is not installed (pip install 'mmlm[flash]' is faster)"
-    return SEGMENTS, "one SDPA call for each sample is the fastest on a CPU"
+def _failure(
+    model: MMLMForConditionalGeneration,
+    run: RunConfig,
+    device: torch.device,
+    name: str,
+    proof: Proof,
+) -> str | None:
+    """Set a backend and prove it; return what is in the way, or None.
+
+    Raises:
+        ConfigError: if a backend that the recipe names cannot be set.
+    """
+    try:
+        set_attention(model, name)
+    except ConfigError as error:
+        if run.attention != "auto":
+            raise
+        return str(error)
+    try:
+        with _computing(run, device):
+            isolation = proof(model)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        return f"the language model does not take packed rows ({_first_line(error)})"
+    return None if isolation.holds else f"samples in one row see each other ({isolation})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _computing(run: RunConfig, device: torch.device) -> AbstractContextManager[object]:
+    if run.precision == "bf16_autocast":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+_SHORT = {"flash": "flash_attention_2", "flash3": "flash_attention_3"}
+
+
+def _candidates(
+    model: MMLMForConditionalGeneration, run: RunConfig, device: torch.device
+) -> Iterator[tuple[str, str]]:
+    """Give transformers' names of what may be used, best first, each with its reason.
+
+    Raises:
+        ConfigError: if the recipe names a backend that nobody knows, or that cannot run here.
+    """
+    dtype = torch.bfloat16 if run.precision == "bf16_autocast" else model.dtype
+    if run.attention == "auto":
+        yield from ((one.implementation, reason) for one, reason in usable(device, dtype))
+        return
+    name = _SHORT.get(run.attention, run.attention)
+    if name not in attention_backends and is_known(name):
+        yield name, "as the recipe says"
+        return
+    backend = attention_backends[name]
+    missing = backend.missing(device, dtype)
+    if missing is not None:
+        mend = f" {backend.mend}." if backend.mend and device.type == "cuda" else ""
+        raise ConfigError(
+            f"run.attention is {run.attention}, and {missing}.{mend} Or use run.attention: auto."
+        )
+    yield backend.implementation, "as the recipe says"
+
+
+def usable(
+    device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[type[AttentionBackend], str]]:
+    """Give the backends that `auto` would try on a device, fastest first, each with its reason."""
+    for one in by_speed():
+        if one.missing(device, dtype) is None:
+            quick = "the fastest on a CPU" if device.type == "cpu" else "the fastest that is here"
+            yield one, f"{one.about.split(';')[0]} is {quick}"
 
 
 def set_attention(model: MMLMForConditionalGeneration, backend: str) -> None:

@@ -9,6 +9,8 @@ import importlib.util
 
 import torch
 
+from mmlm.modeling.backends import attention_backends
+from mmlm.training.attention import usable
 from mmlm.training.memory import memory_here
 from mmlm.training.precision import choose_precision
 from mmlm.training.recipe import RunConfig
@@ -26,21 +28,27 @@ def describe_machine() -> list[tuple[str, str]]:
     return [
         ("device", f"{device.type}, {name}, {memory_here(device) / 2**30:.1f} GiB"),
         ("precision", f"{precision.name}: {precision.reason}"),
-        ("attention", _attention(device)),
+        *_attention(device, torch.bfloat16 if precision.autocast else precision.dtype),
         ("sharding", _sharding()),
     ]
 
 
-def _attention(device: torch.device) -> str:
-    flash = importlib.util.find_spec("flash_attn") is not None
-    if device.type != "cuda":
-        return "one SDPA call for each sample; FlashAttention needs a GPU"
-    if flash:
-        return "FlashAttention 2, from the package flash-attn"
-    return (
-        "one SDPA call for each sample; faster: pip install 'mmlm[flash]', or for a kernel "
-        "without compiling, run.attention: kernels-community/flash-attn"
-    )
+def _attention(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Say which attention a run would use, which others are here, and how to get a faster one."""
+    best = next(usable(device, dtype))[0]
+    rows = [("attention", f"{best.use}: {best.about}; proven on the model when a run starts")]
+    for name in attention_backends:
+        one = attention_backends[name]
+        missing = one.missing(device, dtype)
+        if one is best:
+            continue
+        if missing is None:
+            rows.append(("", f"{name} is here: {one.about}"))
+        elif device.type == "cuda" and one.mend and one.speed > best.speed:
+            rows.append(("", f"{name} would be faster, but {missing}; {one.mend}"))
+        else:
+            rows.append(("", f"{name} is not: {missing}"))
+    return rows
 
 
 def _sharding() -> str:
