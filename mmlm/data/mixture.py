@@ -26,6 +26,7 @@ from pydantic import Field
 
 from mmlm.config import Config, read_yaml
 from mmlm.data.base import Source, SourceConfig, sources
+from mmlm.data.facts import facts_of
 from mmlm.data.order import key_of, permute
 from mmlm.data.sources_files import SUFFIXES
 from mmlm.data.streams import StreamSource
@@ -198,6 +199,7 @@ def read_mixture(
             f"{origin} must be the name of a data recipe, a file, or a source such as "
             f"{{use: jsonl, path: my.jsonl}} (got {words!r})."
         )
+    facts_of(words, origin=origin)
     words = {key: value for key, value in words.items() if key != "about"}
     if "mix" in words:
         extra = sorted(set(words) - {"mix"})
