@@ -16,6 +16,9 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    Gemma3TextConfig,
+    GemmaConfig,
+    InternVLVisionConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -75,6 +78,8 @@ def save_language(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
         "llama": lambda: LlamaConfig(**settings, tie_word_embeddings=False),
         "smollm": lambda: LlamaConfig(**settings, tie_word_embeddings=True),
         "qwen2": lambda: Qwen2Config(**settings, tie_word_embeddings=True),
+        "gemma": lambda: GemmaConfig(**settings, head_dim=8),
+        "gemma3": lambda: Gemma3TextConfig(**settings, head_dim=8, query_pre_attn_scalar=8),
     }
     model = AutoModelForCausalLM.from_config(configs[kind]())
     # Larger random weights make answers differ from one another and from near ties.
@@ -93,6 +98,7 @@ def save_vision(folder: Path, kind: str = "clip", seed: int = 0) -> Path:
         "siglip": lambda: SiglipVisionConfig(**VISION),
         "dinov2": lambda: Dinov2Config(**VISION),
         "dinov2_with_registers": lambda: Dinov2WithRegistersConfig(**VISION, num_register_tokens=3),
+        "internvl": lambda: InternVLVisionConfig(**VISION),
     }
     AutoModel.from_config(configs[kind]()).save_pretrained(folder)
     return folder

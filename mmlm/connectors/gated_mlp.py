@@ -1,6 +1,7 @@
 """The connector `gated_mlp`: one branch opens and closes the other (Shazeer 2020, 2002.05202).
 
-In Idefics2 it stands before the Perceiver; alone it keeps every feature.
+In Idefics2 it stands before the Perceiver; alone it keeps every feature. Behind the reducer
+`pixel_shuffle` it is the projector of Cohere2Vision (with bias) and of AyaVision (with a norm).
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class GatedMLPConnectorConfig(ConnectorConfig):
     bias: bool = False
     """Whether the layers have a bias."""
 
+    norm: bool = False
+    """Whether a layer norm stands before the branches (AyaVision)."""
+
+    eps: float = Field(default=1e-6, gt=0)
+    """Added to the variance in the norm."""
+
     def build(self, *, vision_width: int, text_width: int) -> GatedMLPConnector:
         """Build the connector between features and embeddings of these widths."""
         return GatedMLPConnector(
@@ -39,7 +46,8 @@ class GatedMLPConnectorConfig(ConnectorConfig):
                 text_width,
                 activation_name=self.activation,
                 bias=self.bias,
-            )
+            ),
+            nn.LayerNorm(vision_width, eps=self.eps) if self.norm else None,
         )
 
 
@@ -73,13 +81,15 @@ class GatedMLPConnector(Connector):
         returns: ``(tokens, text_width)``
     """
 
-    def __init__(self, mlp: GatedMLP) -> None:
+    def __init__(self, mlp: GatedMLP, norm: nn.LayerNorm | None = None) -> None:
         super().__init__()
+        self.norm = norm
         self.mlp = mlp
 
     def forward(self, features: VisionFeatures) -> VisionFeatures:
         """Project each feature."""
-        return features.with_values(self.mlp(features.values))
+        values = features.values if self.norm is None else self.norm(features.values)
+        return features.with_values(self.mlp(values))
 
     def last_linear(self) -> nn.Linear:
         """Return the layer after the gate."""

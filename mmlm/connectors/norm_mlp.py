@@ -7,6 +7,7 @@ Behind the reducer `pixel_shuffle` this is the projector of a family of models:
     NVILA 3x3           factor 3 with `pad`, two norms, hidden widths [3c, d]
     NVILA-S2 3x3        factor 3 with `pad`, four norms, hidden widths [3c, c, c/3, d]
     LFM2-VL             factor 2, one norm or none, one hidden width of its own
+    Gemma 3             behind `average_pool`: one RMS norm, one layer without bias
 
 where c is the width of the features before they are stacked and d that of the language model.
 Idefics3 and SmolVLM need no MLP: `pixel_shuffle` and `linear` without bias.
@@ -15,7 +16,7 @@ Idefics3 and SmolVLM need no MLP: `pixel_shuffle` and `linear` without bias.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -46,6 +47,9 @@ class NormMLPConnectorConfig(ConnectorConfig):
 
     bias: bool = True
     """Whether the linear layers have a bias."""
+
+    norm: Literal["layer", "rms"] = "layer"
+    """Which norm: with mean and bias, or by the root of the mean square alone."""
 
     eps: float = Field(default=1e-5, gt=0)
     """Added to the variance in the norms."""
@@ -86,6 +90,7 @@ class NormMLPConnector(LayerStack):
             if index:
                 layers.append(activation(config.activation))
             if index < config.norms:
-                layers.append(nn.LayerNorm(width, eps=config.eps))
+                kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+                layers.append(kind(width, eps=config.eps))
             layers.append(nn.Linear(width, following, bias=config.bias))
         self.layers = nn.Sequential(*layers)

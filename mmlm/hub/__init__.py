@@ -9,10 +9,18 @@ which, `mmlm.hub.parity` asserts it), else MMLM's own; `save_delta` writes only 
 """
 
 from mmlm.hub.card import write_card as write_card
+from mmlm.hub.classes import AyaVision as AyaVision
+from mmlm.hub.classes import Cohere2Vision as Cohere2Vision
 from mmlm.hub.classes import DeepseekVL as DeepseekVL
 from mmlm.hub.classes import FastVLM as FastVLM
+from mmlm.hub.classes import Gemma3 as Gemma3
+from mmlm.hub.classes import Idefics3 as Idefics3
+from mmlm.hub.classes import InternVL as InternVL
 from mmlm.hub.classes import Llava as Llava
+from mmlm.hub.classes import PaliGemma as PaliGemma
+from mmlm.hub.classes import PerceptionLM as PerceptionLM
 from mmlm.hub.delta import save_delta as save_delta
+from mmlm.hub.load import find as find
 from mmlm.hub.load import load_parts as load_parts
 from mmlm.hub.opens import Opens as Opens
 from mmlm.hub.opens import opens_in as opens_in
@@ -25,3 +33,6 @@ from mmlm.hub.stock import Match as Match
 from mmlm.hub.stock import StockClass as StockClass
 from mmlm.hub.stock import match as match
 from mmlm.hub.stock import stock_classes as stock_classes
+from mmlm.hub.whole import is_only_whole as is_only_whole
+from mmlm.hub.whole import load_whole as load_whole
+from mmlm.hub.whole import save_whole as save_whole

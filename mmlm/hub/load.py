@@ -168,7 +168,7 @@ def _noted(
     try:
         config = MMLMConfig(
             text_config=stock.text_config,
-            vision_config=getattr(stock, "vision_config", None),
+            vision_config=target.our_tower(stock),
             image_token_id=stock.image_token_id,
             tie_word_embeddings=stock.tie_word_embeddings,
             **{key: composition.get(key) for key in COMPOSITION},

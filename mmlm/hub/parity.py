@@ -106,10 +106,10 @@ def listen_to_folder(folder: Path, processor: MMLMProcessor, device: torch.devic
     ).to(device)
     logits = model(**inputs).logits[0]
     answer = model.generate(**inputs, **_greedy(processor))
-    ids = inputs["input_ids"][0]
-    return Heard(
-        ids.cpu(), inputs["pixel_values"].cpu(), logits.float().cpu(), answer[0, len(ids) :].cpu()
-    )
+    ids, pixels = inputs["input_ids"][0], inputs["pixel_values"].cpu()
+    if pixels.ndim == 5:  # pictures × tiles
+        pixels = pixels.flatten(0, 1)
+    return Heard(ids.cpu(), pixels, logits.float().cpu(), answer[0, len(ids) :].cpu())
 
 
 def _greedy(processor: MMLMProcessor) -> dict[str, Any]:

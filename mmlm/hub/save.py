@@ -93,7 +93,7 @@ def save_stock(
         config.architectures = [target.class_name]
         _write_config(config, model, aside)
         write_state(target.to_stock(own_state(model), model.config), aside)
-        tokenizer = with_image_token(processor.tokenizer, processor.image_token)
+        tokenizer = with_named_tokens(processor.tokenizer, target.named_tokens(processor))
         target.processor(model.config, processor, tokenizer).save_pretrained(aside)
         generation_config(model, processor).save_pretrained(aside)
         heard = listen_to_folder(aside, processor, model.device)
@@ -150,14 +150,14 @@ def own_state(model: MMLMForConditionalGeneration) -> dict[str, Tensor]:
     return state
 
 
-def with_image_token(tokenizer: Any, image_token: str) -> Any:
-    """Return a copy of a tokenizer that also knows the placeholder by name, as processors ask."""
+def with_named_tokens(tokenizer: Any, names: dict[str, str]) -> Any:
+    """Return a copy of a tokenizer that knows the placeholder by name too, as processors ask."""
     from transformers import AutoTokenizer
 
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         named = AutoTokenizer.from_pretrained(
-            folder, extra_special_tokens={"image_token": image_token}, local_files_only=True
+            folder, extra_special_tokens=names, local_files_only=True
         )
     # What is generated in a batch must begin right behind its prompt.
     named.padding_side = "left"

@@ -57,6 +57,14 @@ class StockClass(PartConfig):
         """Return the stock processor that gives the same tokens and pixels."""
         raise NotImplementedError
 
+    def named_tokens(self, processor: MMLMProcessor) -> dict[str, str]:
+        """Return the tokens that the stock processor asks its tokenizer for by name."""
+        return {"image_token": processor.image_token}
+
+    def our_tower(self, stock: PretrainedConfig) -> PretrainedConfig | None:
+        """Return the config of the tower as MMLM holds it, from the stock class's config."""
+        return getattr(stock, "vision_config", None)
+
     def key_map(self, config: MMLMConfig) -> KeyMap:
         """Return the pairs of our prefixes and those of the published layout."""
         raise NotImplementedError
@@ -208,7 +216,7 @@ def _anonymous(config: PretrainedConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in hidden}
 
 
-_RESAMPLE = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+RESAMPLE = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def image_processor(config: MMLMConfig) -> Any:
@@ -226,7 +234,7 @@ def image_processor(config: MMLMConfig) -> Any:
         "do_rescale": True,
         "do_normalize": True,
         "do_convert_rgb": True,
-        "resample": _RESAMPLE[facts.resample],
+        "resample": RESAMPLE[facts.resample],
         "image_mean": list(facts.mean),
         "image_std": list(facts.std),
     }
@@ -259,7 +267,9 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
             )
     edge = size.get("shortest_edge")
     sides: Any
-    if values.get("do_pad"):
+    if values.get("vision_input_type") is not None:
+        image, sides = {"use": "squash"}, (values.get("tile_size"), values.get("tile_size"))
+    elif values.get("do_pad"):
         side = (crop or size).get("height", edge)
         image, sides = {"use": "letterbox"}, (side, side)
     elif values.get("do_center_crop"):
@@ -277,7 +287,7 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
             f"{origin}: the image processor's size cannot be read (size {size}, crop_size {crop}); "
             f"expected height and width. Mend the file, or download it again."
         )
-    names: dict[int, str] = {number: name for name, number in _RESAMPLE.items()}
+    names: dict[int, str] = {number: name for name, number in RESAMPLE.items()}
     resample: Any = values.get("resample")
     try:
         return {

@@ -7,4 +7,11 @@ equals at most one of them, or several that compute the same, of which the first
 
 from mmlm.hub.classes.deepseek_vl import DeepseekVL as DeepseekVL
 from mmlm.hub.classes.fastvlm import FastVLM as FastVLM
+from mmlm.hub.classes.gated import AyaVision as AyaVision
+from mmlm.hub.classes.gated import Cohere2Vision as Cohere2Vision
+from mmlm.hub.classes.gemma import Gemma3 as Gemma3
+from mmlm.hub.classes.gemma import PaliGemma as PaliGemma
+from mmlm.hub.classes.idefics3 import Idefics3 as Idefics3
+from mmlm.hub.classes.internvl import InternVL as InternVL
 from mmlm.hub.classes.llava import Llava as Llava
+from mmlm.hub.classes.perception_lm import PerceptionLM as PerceptionLM

@@ -164,29 +164,29 @@ def strategy_of(facts: VisionFacts) -> Literal["full", "default"]:
     return "full" if facts.kept_prefix == facts.num_prefix else "default"
 
 
-def tower_reasons(config: MMLMConfig) -> list[str]:
-    """Return why LLaVA cannot hold this encoder."""
+def tower_reasons(config: MMLMConfig, name: str = "LLaVA") -> list[str]:
+    """Return why LLaVA, or a class that reads its tower as LLaVA does, cannot hold this encoder."""
     facts, tower = config.facts, config.vision_config
     if tower is None:
-        return ["the encoder has no network of transformers in it (LLaVA needs a ViT)"]
+        return [f"the encoder has no network of transformers in it ({name} needs a ViT)"]
     if tower.model_type in UNFIT:
         return [f"the encoder is a {tower.model_type}: {UNFIT[tower.model_type]}"]
     reasons: list[str] = []
     if layer_of(config) is None:
         reasons.append(
-            f"the feature is {facts.feature}, and LLaVA takes a hidden state before the last norm "
+            f"the feature is {facts.feature}, and {name} takes a hidden state before the last norm "
             f"(set `vision.layer`, for example to -2)"
         )
     if facts.num_prefix - facts.kept_prefix > 1:
         reasons.append(
             f"{facts.num_prefix - facts.kept_prefix} prefix tokens (CLS, registers) are dropped, "
-            f"and LLaVA drops the first alone; keep the registers as tokens"
+            f"and {name} drops the first alone; keep the registers as tokens"
         )
     size = getattr(tower, "image_size", None)
     if isinstance(size, int) and tower.model_type in DEEPER and facts.side != (size, size):
         reasons.append(
             f"the encoder runs at {facts.side[0]} x {facts.side[1]} pixels and its own config says "
-            f"{size}; LLaVA runs it at its own size"
+            f"{size}; {name} runs it at its own size"
         )
     return reasons
 
@@ -253,10 +253,13 @@ def read_facts(
     dropped: int,
     feature: str,
     origin: str,
+    factor: int = 1,
 ) -> VisionFacts:
     """Return the facts of the encoder that a folder with a `LlavaProcessor` describes."""
     seen = read_policy(processor, origin=origin)
     stride = processor.get("patch_size") or patch
+    if factor > 1 and isinstance(stride, int) and not stride % factor:
+        stride //= factor  # the processor counts what the reducer leaves
     if not isinstance(stride, int) or stride < 1:
         raise CheckpointError(
             f"{origin}/processor_config.json: `patch_size` must be a number of pixels "
@@ -293,15 +296,24 @@ def projector_pairs(config: MMLMConfig, theirs: str) -> list[tuple[str, str]]:
     ]
 
 
-def llava_processor(config: MMLMConfig, processor: MMLMProcessor, tokenizer: Any) -> Any:
-    """Return the `LlavaProcessor` that gives the same tokens and pixels as ours."""
+def llava_processor(
+    config: MMLMConfig, processor: MMLMProcessor, tokenizer: Any, *, factor: int = 1
+) -> Any:
+    """Return the `LlavaProcessor` that gives the same tokens and pixels as ours.
+
+    Args:
+        config: The composition.
+        processor: Our processor.
+        tokenizer: The tokenizer, which knows the placeholder by name.
+        factor: How many features in a row become one token.
+    """
     from transformers import LlavaProcessor
 
     facts = config.facts
     return LlavaProcessor(
         image_processor=image_processor(config),
         tokenizer=tokenizer,
-        patch_size=facts.stride,
+        patch_size=facts.stride * factor,
         num_additional_image_tokens=facts.num_prefix,
         vision_feature_select_strategy=strategy_of(facts),
         chat_template=processor.chat.template,
