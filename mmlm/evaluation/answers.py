@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from mmlm.errors import EvaluationError
 from mmlm.evaluation.conditions import Case
@@ -90,26 +90,17 @@ class AnswerLog:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         self._file.seek(0)
-        answers: dict[str, dict[str, Any]] = {}
-        whole = 0
-        for line in self._file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-                answers[row["key"]] = row  # type: ignore[index]
-            except (ValueError, TypeError, KeyError):
-                break
-            whole += len(line)
+        answers, whole = _whole_lines(self._file)
         rest = self._file.seek(0, os.SEEK_END) - whole
         if rest:
             self._file.seek(whole)
-            tail = self._file.read()
-            if tail.count(b"\n") > 1:
-                raise EvaluationError(
-                    f"{self.path} is damaged in the middle, at byte {whole}; only its last line "
-                    f"may be cut short. Start over with another `out`, or with --fresh."
-                )
+            _check_tail(self.path, whole, self._file.read())
             self._file.truncate(whole)
         return answers
+
+    def learn(self, answers: dict[str, dict[str, Any]]) -> None:
+        """Know answers that stand in another log, without writing them into this one."""
+        self._answers = {**answers, **self._answers}
 
     def __contains__(self, key: object) -> bool:
         return key in self._answers
@@ -148,6 +139,43 @@ class AnswerLog:
 
     def __exit__(self, *details: object) -> None:
         self.close()
+
+
+def read_answers(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a log that another process may be writing; a last line cut short is left out.
+
+    Raises:
+        EvaluationError: if it is damaged in the middle.
+    """
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        answers, whole = _whole_lines(file)
+        file.seek(whole)
+        _check_tail(path, whole, file.read())
+    return answers
+
+
+def _whole_lines(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the answers up to the first line that is none, and how many bytes they take."""
+    answers: dict[str, dict[str, Any]] = {}
+    whole = 0
+    for line in file:
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            answers[row["key"]] = row  # type: ignore[index]
+        except (ValueError, TypeError, KeyError):
+            break
+        whole += len(line)
+    return answers, whole
+
+
+def _check_tail(path: Path, whole: int, tail: bytes) -> None:
+    if tail.count(b"\n") > 1:
+        raise EvaluationError(
+            f"{path} is damaged in the middle, at byte {whole}; only its last line may be cut "
+            f"short. Start over with another `out`, or with --fresh."
+        )
 
 
 def _lock(file: Any, path: Path) -> None:

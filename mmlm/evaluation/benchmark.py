@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from mmlm.errors import ConfigError, EvaluationError
 from mmlm.evaluation.items import Item, fill, make_items, raise_faults
 from mmlm.evaluation.schema import BenchmarkConfig, DatasetConfig
 from mmlm.evaluation.scorers import ScorerConfig, read_scorer
-from mmlm.evaluation.tables import Table, read_hub, read_table
+from mmlm.evaluation.tables import Table, exploded, joined, read_hub, read_table
 from mmlm.generation import GenerationSettings
-from mmlm.recipes import find_recipe
+from mmlm.recipes import find_recipe, list_recipes
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Benchmark:
     items: tuple[Item, ...]
     scorers: Mapping[str, ScorerConfig]
     settings: GenerationSettings
+    revision: str = ""
+    """The commit of a dataset from the Hub, as it was read."""
 
     @property
     def kinds(self) -> list[str]:
@@ -42,7 +45,9 @@ class Benchmark:
 
     def prompt(self, item: Item, choices: Sequence[str] | None = None) -> str:
         """Return the question as the model reads it, with the choices in the given order."""
-        template = _by_kind(self.config.question, item.kind, f"{self.name}: question")
+        column = self.config.prompt_by
+        which = item.kind if column is None else str(item.columns.get(column))
+        template = _by_kind(self.config.question, which, f"{self.name}: question")
         return fill(template, item.columns, item.target.choices if choices is None else choices)
 
 
@@ -66,10 +71,10 @@ def load_benchmark(
         config = source
     else:
         path = find_recipe("eval", source)
-        config = BenchmarkConfig.from_dict(_mapping(read_yaml(path), path), origin=str(path))
+        config = load_config(path)
         folder, name = path.parent, name or config.set or path.stem
     name = name or config.set or "benchmark"
-    rows, picture_folders = _rows(config, folder, data)
+    rows, picture_folders, revision = _rows(config, folder, data)
     rows = _keep(rows, config.dataset.where, name)
     kinds = [_kind(config, row, number) for number, row in enumerate(rows)]
     scorers = {
@@ -82,9 +87,32 @@ def load_benchmark(
     settings = GenerationSettings.from_dict(
         {"max_new_tokens": 32, **config.generate}, origin=f"{name}: generate"
     )
-    benchmark = Benchmark(name, config, items, scorers, settings)
+    benchmark = Benchmark(name, config, items, scorers, settings, revision)
     _check_scorable(benchmark)
     return benchmark
+
+
+def load_config(source: str | Path) -> BenchmarkConfig:
+    """Read the file of a benchmark, and none of its rows."""
+    path = find_recipe("eval", source)
+    return BenchmarkConfig.from_dict(_mapping(read_yaml(path), path), origin=str(path))
+
+
+def suite(name: str) -> list[str]:
+    """Return the benchmarks of ours that belong to a suite.
+
+    Raises:
+        ConfigError: if none does; names the suites that there are.
+    """
+    suites: dict[str, list[str]] = {}
+    for member in list_recipes("eval"):
+        for each in load_config(member).suites:
+            suites.setdefault(each, []).append(member)
+    if name not in suites:
+        near = get_close_matches(name, suites, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"No suite is named {name!r}.{hint} Known: {', '.join(sorted(suites))}.")
+    return suites[name]
 
 
 def _mapping(value: Any, path: Path) -> dict[str, Any]:
@@ -95,8 +123,10 @@ def _mapping(value: Any, path: Path) -> dict[str, Any]:
     return value
 
 
-def _rows(config: BenchmarkConfig, folder: Path, data: Path | None) -> tuple[Table, list[Path]]:
-    """Return the rows, and the folders in which picture paths may begin."""
+def _rows(
+    config: BenchmarkConfig, folder: Path, data: Path | None
+) -> tuple[Table, list[Path], str]:
+    """Return the rows, the folders in which picture paths may begin, and the commit."""
     dataset = config.dataset
     named = [name for name in ("path", "build", "hub") if getattr(dataset, name) is not None]
     if data is None and len(named) != 1:
@@ -104,19 +134,43 @@ def _rows(config: BenchmarkConfig, folder: Path, data: Path | None) -> tuple[Tab
             f"dataset: name exactly one of path, build and hub (got {', '.join(named) or 'none'})."
         )
     if data is None and dataset.hub is not None:
-        rows = read_hub(
-            dataset.hub,
-            config=dataset.config,
-            split=dataset.split,
-            revision=dataset.revision,
-        )
-        return rows, [Path(dataset.images or ".")]
+        rows, revision = _read(dataset, Path(), from_hub=True)
+        return rows, [Path(dataset.images or ".")], revision
     path = data or _local(dataset, folder)
     base = path if path.is_dir() else path.parent
     folders = [base]
     if dataset.images is not None:
-        folders = [base / dataset.images, folder / dataset.images, Path(dataset.images)]
-    return read_table(path), folders
+        folders = [base / dataset.images, folder / dataset.images, Path(dataset.images), base]
+    return _read(dataset, path, from_hub=False)[0], folders, ""
+
+
+def _read(dataset: DatasetConfig, path: Path, *, from_hub: bool) -> tuple[Table, str]:
+    """Read the rows of all subsets, with the columns of a second table, one row for each entry."""
+
+    def read(config: str | None, split: str, source: Path = path) -> tuple[Table, str]:
+        if not from_hub:
+            return read_table(source, config=config, split=split), ""
+        assert dataset.hub is not None
+        return read_hub(dataset.hub, config=config, split=split, revision=dataset.revision)
+
+    several = isinstance(dataset.config, tuple)
+    if several and not from_hub:
+        # A copy in one file, or without a folder for each subset, is read once.
+        several = path.is_dir() and any((path / name).is_dir() for name in dataset.config or ())
+    if several:
+        parts = [(name, *read(name, dataset.split)) for name in dataset.config or ()]
+        rows = [{**row, "subset": name} for name, each, _ in parts for row in each]
+        revision = parts[0][2]
+    else:
+        only = dataset.config if isinstance(dataset.config, str) else None
+        rows, revision = read(only, dataset.split)
+    join = dataset.join
+    # A copy in one file brings the columns of both tables.
+    if join is not None and (from_hub or join.path or path.is_dir()):
+        beside = path if path.is_dir() else path.parent
+        source = beside / join.path if join.path else path
+        rows = joined(rows, read(join.config, join.split or dataset.split, source)[0], join)
+    return (rows if dataset.each is None else exploded(rows, dataset.each)), revision
 
 
 def _local(dataset: DatasetConfig, folder: Path) -> Path:

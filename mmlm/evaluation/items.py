@@ -9,6 +9,7 @@ measured.
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 
 from mmlm.config import parse_yaml
 from mmlm.errors import DataError, EvaluationError
-from mmlm.evaluation.pictures import find_picture, picture_key
+from mmlm.evaluation.pictures import find_frames, find_picture, picture_key
 from mmlm.evaluation.schema import BenchmarkConfig
 from mmlm.evaluation.scorers import Target
 from mmlm.evaluation.scorers.choice import LETTERS
 from mmlm.evaluation.tables import Table
+from mmlm.images import read_size
 
 _FAULTS_SHOWN = 8
 
@@ -120,6 +122,9 @@ def _item(
     keys = [_key(picture, hashed) for picture in pictures]
     choices = _choices(config, row)
     references = [text for column in _columns(config.answer) for text in _texts(_cell(row, column))]
+    if config.image_size and pictures:
+        size = read_size(pictures[0])
+        row = {**row, "image_width": size.width, "image_height": size.height}
     if config.answer_counts_from is not None:
         references = [_numbered(text, choices, config.answer_counts_from) for text in references]
     return Item(
@@ -136,7 +141,10 @@ def _item(
 
 def _pictures(config: BenchmarkConfig, row: Mapping[str, Any], folders: list[Path]) -> list[Any]:
     if isinstance(config.image, str) and "{" in config.image:
-        return [find_picture(fill(config.image, row), folders)]
+        name = fill(config.image, row)
+        if config.frames is not None:
+            return find_frames(name, folders, config.frames)
+        return [find_picture(name, folders)]
     columns = _columns(config.image)
     # Benchmarks with one column for each picture leave those of missing pictures empty.
     return [
@@ -177,7 +185,9 @@ def _choices(config: BenchmarkConfig, row: Mapping[str, Any]) -> tuple[str, ...]
         return ()
     columns = _columns(config.choices)
     if len(columns) == 1:
-        choices = _texts(_cell(row, columns[0]))
+        # Questions without options stand among others in some benchmarks.
+        cell = _cell(row, columns[0])
+        choices = [] if cell is None or cell == "" else _texts(cell)
     else:
         # MMBench and its kin leave the cells of missing options empty.
         cells = [_cell(row, column) for column in columns]
@@ -204,7 +214,7 @@ def _several(value: Any) -> list[Any]:
 def _texts(value: Any) -> list[str]:
     """Return the texts of a cell: one, a list, VQA's list of objects, or a list in a CSV cell."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        value = parse_yaml(value, origin="a list in a cell")
+        value = _list_in_a_cell(value)
     texts: list[str] = []
     for each in _several(value):
         if isinstance(each, dict) and "answer" in each:
@@ -213,6 +223,14 @@ def _texts(value: Any) -> list[str]:
             raise EvaluationError(f"a text or number was expected (got {each!r:.60})")
         texts.append(str(each))
     return texts
+
+
+def _list_in_a_cell(text: str) -> Any:
+    """Read a list as Python or YAML writes it; MMMU's options are the former."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return parse_yaml(text, origin="a list in a cell")
 
 
 def raise_faults(name: str, faults: list[str], total: int) -> None:

@@ -16,6 +16,7 @@ from mmlm.errors import DataError
 from mmlm.images import split_reference
 
 _LONGEST_PATH = 1024
+_FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def find_picture(value: Any, folders: list[Path]) -> Path | bytes | Any:
@@ -48,6 +49,32 @@ def find_picture(value: Any, folders: list[Path]) -> Path | bytes | Any:
         if path.is_file() or split_reference(path)[0].is_file():
             return path
     raise DataError(f"there is no file {folders[0] / value}")
+
+
+def find_frames(name: str, folders: list[Path], count: int) -> list[Path]:
+    """Return frames of a video that was cut into pictures, evenly spread, in their order.
+
+    Args:
+        name: The folder of the frames; they follow one another by name.
+        folders: Where relative paths may begin.
+        count: How many; all where there are fewer.
+
+    Raises:
+        DataError: if there is no such folder, or nothing in it.
+    """
+    folder = next((base / name for base in folders if (base / name).is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"there is no folder {folders[0] / name} with the frames of the video; cut it into "
+            f"pictures first, one folder for each video"
+        )
+    frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in _FRAME_ENDINGS)
+    if not frames:
+        raise DataError(f"{folder} holds no frames ({', '.join(_FRAME_ENDINGS)})")
+    if len(frames) <= count:
+        return frames
+    # The middle of each of `count` equal parts.
+    return [frames[(2 * part + 1) * len(frames) // (2 * count)] for part in range(count)]
 
 
 def picture_key(picture: Any) -> str:

@@ -12,6 +12,7 @@
     parse_fail_rate share of answers in which the scorer could read nothing (they are wrong)
     empty_rate      share of answers without a single character
     num_images      pictures, the units of the interval
+    lower_is_better whether a smaller score is the better one
 
 `details.json` holds the rest: scores by group, differences between conditions, further metrics.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmlm.evaluation.benchmark import Benchmark
 from mmlm.evaluation.conditions import Case
@@ -32,9 +34,11 @@ from mmlm.evaluation.scorers.choice import truth_number
 from mmlm.evaluation.statistics import (
     Interval,
     bootstrap,
+    paired_metric_test,
     paired_test,
     share_interval,
     smallest_visible_difference,
+    visible_by_interval,
 )
 
 
@@ -55,6 +59,7 @@ class Score:
     parse_fail_rate: float
     empty_rate: float
     num_images: int
+    lower_is_better: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -107,7 +112,7 @@ def predict_all(
 ) -> list[Prediction]:
     """Mark the answers of one pass, together where a scorer asks for all of them."""
     marked = [predict(scorer, case, text) for case, text in zip(cases, answers, strict=True)]
-    settled = scorer.settle(answers, [_row(each) for each in marked])
+    settled = scorer.settle(answers, [row_of(each) for each in marked])
     return [replace(each, mark=mark) for each, mark in zip(marked, settled, strict=True)]
 
 
@@ -124,7 +129,7 @@ def summarise(
 ) -> Score:
     """Turn the answers of one pass into a score with its interval."""
     scorer = benchmark.scorers[kind]
-    rows = [_row(prediction) for prediction in predictions]
+    rows = [row_of(prediction) for prediction in predictions]
     clusters = [prediction.case.item.cluster for prediction in predictions]
     interval = interval_of(scorer, rows, clusters, seed=seed)
     guesses = [scorer.chance(row.target) for row in rows]
@@ -143,6 +148,7 @@ def summarise(
         parse_fail_rate=float(np.mean([row.mark.reading is None for row in rows])),
         empty_rate=float(np.mean([not prediction.answer.strip() for prediction in predictions])),
         num_images=len(set(clusters)),
+        lower_is_better=scorer.lower_is_better,
     )
 
 
@@ -152,12 +158,19 @@ def interval_of(
     """Return the metric of a scorer with its interval; the unit is the picture."""
     if scorer.is_share:
         return share_interval([row.mark.score for row in rows], clusters, seed=seed)
+    return bootstrap(sums_by_picture(scorer, rows, clusters), scorer.value, seed=seed)
+
+
+def sums_by_picture(
+    scorer: ScorerConfig, rows: Sequence[Row], clusters: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the tallies of each picture: ``(pictures, k)``, in order of first appearance."""
     tallies = scorer.tallies(rows)
     numbers: dict[str, int] = {}
     index = [numbers.setdefault(name, len(numbers)) for name in clusters]
     sums = np.zeros((len(numbers), tallies.shape[1]))
     np.add.at(sums, index, tallies)
-    return bootstrap(sums, scorer.value, seed=seed)
+    return sums
 
 
 def details(
@@ -175,37 +188,56 @@ def details(
     found: dict[str, Any] = {"set": benchmark.name, "question": kind, "scorer": scorer.label}
     with_image = passes.get("image", [])
     if with_image:
-        found["also"] = scorer.also([_row(prediction) for prediction in with_image])
+        found["also"] = scorer.also([row_of(prediction) for prediction in with_image])
         found["groups"] = _groups(scorer, with_image, seed=seed)
-        share = float(np.mean([prediction.mark.score for prediction in with_image]))
-        found["smallest_visible_difference"] = (
-            smallest_visible_difference(len(with_image), share) if scorer.is_share else None
-        )
+        found["metric"], found["lower_is_better"] = scorer.metric, scorer.lower_is_better
+        found["smallest_visible_difference"] = smallest_visible(scorer, with_image, seed=seed)
     found["against"] = {
-        condition: compare(with_image, predictions, seed=seed)
+        condition: compare(scorer, with_image, predictions, seed=seed)
         for condition, predictions in passes.items()
         if condition != "image" and with_image and predictions
     }
     return found
 
 
+def smallest_visible(
+    scorer: ScorerConfig, predictions: Sequence[Prediction], *, seed: int
+) -> float:
+    """Return the difference below which this many items show nothing, in the unit of the score."""
+    rows = [row_of(prediction) for prediction in predictions]
+    if scorer.is_share:
+        return smallest_visible_difference(
+            len(rows), float(np.mean([row.mark.score for row in rows]))
+        )
+    clusters = [prediction.case.item.cluster for prediction in predictions]
+    return visible_by_interval(interval_of(scorer, rows, clusters, seed=seed))
+
+
 def compare(
-    first: Sequence[Prediction], second: Sequence[Prediction], *, seed: int
+    scorer: ScorerConfig, first: Sequence[Prediction], second: Sequence[Prediction], *, seed: int
 ) -> dict[str, Any]:
-    """Compare two passes on the items that both hold, picture by picture."""
-    other = {prediction.case.item.id: prediction.mark.score for prediction in second}
-    shared = [prediction for prediction in first if prediction.case.item.id in other]
-    if not shared:
+    """Compare two passes on the items that both hold, by the benchmark's own metric.
+
+    The unit is the picture. `gain` is the difference where more is better, else its negative.
+    """
+    other = {prediction.case.item.id: prediction for prediction in second}
+    ours = [prediction for prediction in first if prediction.case.item.id in other]
+    if not ours:
         return {"n": 0}
-    ours = [prediction.mark.score for prediction in shared]
-    theirs = [other[prediction.case.item.id] for prediction in shared]
-    result = paired_test(ours, theirs, [p.case.item.cluster for p in shared], seed=seed)
-    mean = float(np.mean(ours))
-    return {
-        "n": len(shared),
-        **result._asdict(),
-        "share_of_score": None if mean == 0 else result.difference / mean,
-    }
+    theirs = [other[prediction.case.item.id] for prediction in ours]
+    clusters = [prediction.case.item.cluster for prediction in ours]
+    rows = [[row_of(prediction) for prediction in side] for side in (ours, theirs)]
+    if scorer.is_share:
+        marks = [[row.mark.score for row in side] for side in rows]
+        result = paired_test(marks[0], marks[1], clusters, seed=seed)
+        score = float(np.mean(marks[0]))
+    else:
+        sums = [sums_by_picture(scorer, side, clusters) for side in rows]
+        result = paired_metric_test(sums[0], sums[1], scorer.value, seed=seed)
+        score = float(scorer.value(sums[0].sum(axis=0)))
+    carried = None if score == 0 or scorer.lower_is_better else result.difference / score
+    gain = -result.difference if scorer.lower_is_better else result.difference
+    return {"n": len(ours), **result._asdict(), "gain": gain, "share_of_score": carried}
 
 
 def _groups(
@@ -218,15 +250,20 @@ def _groups(
             members = [p for p in predictions if p.case.item.groups[column] == value]
             interval = interval_of(
                 scorer,
-                [_row(prediction) for prediction in members],
+                [row_of(prediction) for prediction in members],
                 [prediction.case.item.cluster for prediction in members],
                 seed=seed,
             )
-            found.append({"by": column, "group": value, "n": len(members), **interval._asdict()})
+            also = scorer.also([row_of(prediction) for prediction in members])
+            found.append(
+                {"by": column, "group": value, "n": len(members), **interval._asdict()}
+                | ({"also": also} if also else {})
+            )
     return found
 
 
-def _row(prediction: Prediction) -> Row:
+def row_of(prediction: Prediction) -> Row:
+    """Return a prediction as a metric sees it."""
     item = prediction.case.item
     group = next(iter(item.groups.values()), "")
     return Row(item.id, item.cluster, group, prediction.mark, item.target)

@@ -12,6 +12,25 @@ from pydantic import Field
 from mmlm.config import Config
 
 
+class JoinConfig(Config):
+    """A second table, whose columns are added to the rows: answers or pictures kept apart."""
+
+    path: str | None = None
+    """A file; relative to that of the rows. From the Hub, leave it out."""
+
+    config: str | None = None
+    """The subset of the same dataset on the Hub, or folder of a local copy, that holds it."""
+
+    split: str | None = None
+    """Its split; that of the rows when left out."""
+
+    column: str = "id"
+    """The column of the rows that names a row of the second table."""
+
+    key: str = "id"
+    """The column of the second table with these names."""
+
+
 class DatasetConfig(Config):
     """Where the rows are: exactly one of `path`, `build` and `hub`."""
 
@@ -27,8 +46,8 @@ class DatasetConfig(Config):
     hub: str | None = None
     """A dataset on the Hub, ``org/name``."""
 
-    config: str | None = None
-    """Its subset, where it has several."""
+    config: str | tuple[str, ...] | None = None
+    """Its subset, where it has several; of a list, the rows of all, with the column `subset`."""
 
     split: str = "test"
     """Its split."""
@@ -42,12 +61,34 @@ class DatasetConfig(Config):
     where: dict[str, Any] = Field(default_factory=dict)
     """Keep only rows with these values, such as ``{kind: choice}``; a list means any of it."""
 
+    join: JoinConfig | None = None
+    """A second table with further columns."""
+
+    each: str | None = None
+    """A column with a list: every entry becomes a row of its own."""
+
 
 class ReportConfig(Config):
     """What the report shows beside the score."""
 
     by: tuple[str, ...] = ()
     """Columns by which scores are also given."""
+
+
+class CanaryConfig(Config):
+    """A score that a known model should get with this file: what tells a broken set-up."""
+
+    model: str
+    """The model, such as llava-hf/llava-1.5-7b-hf."""
+
+    score: float
+    """Its score, in the unit of the scorer: shares between 0 and 1, points as they are."""
+
+    metric: str = ""
+    """The number that is meant, where it is not the score itself, such as f1."""
+
+    origin: str
+    """Who measured it, and what was different there."""
 
 
 class BenchmarkConfig(Config):
@@ -68,13 +109,25 @@ class BenchmarkConfig(Config):
     kind: str | None = None
     """The column that says which kind of question a row asks; by default there is one kind."""
 
+    suites: tuple[str, ...] = ()
+    """The suites that it belongs to: `mmlm eval MODEL --suite core`."""
+
     question: str | dict[str, str] = "{question}"
     """The prompt. Columns stand in braces; `{options}` is the choices with letters, a line each."""
+
+    prompt_by: str | None = None
+    """The column that says which of several prompts a row gets; by default its kind."""
+
+    frames: int | None = Field(default=None, ge=1)
+    """Where `image` names a folder of frames: so many of them are shown, evenly spread."""
+
+    image_size: bool = False
+    """Add the columns `image_width` and `image_height`, read from the picture's header."""
 
     image: str | tuple[str, ...] | None = "image"
     """The column, or columns, of the pictures, or a path with columns in braces; null for none."""
 
-    answer: str | tuple[str, ...] = "answer"
+    answer: str | tuple[str, ...] | None = "answer"
     """The column, or columns, of the accepted answers; a list in a column is several answers."""
 
     answer_counts_from: Literal[0, 1] | None = None
@@ -107,5 +160,5 @@ class BenchmarkConfig(Config):
     hub_id: str | None = None
     """The benchmark's dataset on the Hub, for the evaluation results of a model card."""
 
-    expect: dict[str, Any] = Field(default_factory=dict)
-    """Known scores: the canary of this file."""
+    canary: CanaryConfig | None = None
+    """A known score; null where nobody measured one that can be compared."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.errors import DataError, MissingExtraError
+from mmlm.evaluation.schema import JoinConfig
 
 Table = list[dict[str, Any]]
 
@@ -24,17 +25,19 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "data.jsonl", "metadata.parq
 """The files that say what a folder of pictures means, in the order of preference."""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, config: str | None = None, split: str | None = None) -> Table:
     """Read every row of a file or folder.
 
     Args:
         path: A file, a folder with one of `METADATA_NAMES`, or a folder of parquet shards.
+        config: Of a copy of a dataset from the Hub: which subset.
+        split: Likewise: which split.
 
     Raises:
         DataError: naming the file and the line that is wrong.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, config, split)
     if not path.is_file():
         raise DataError(
             f"There is no benchmark data at {path}. Check `dataset.path`; a relative path begins "
@@ -51,8 +54,13 @@ def read_table(path: Path) -> Table:
     return rows
 
 
-def read_hub(repo: str, *, config: str | None, split: str, revision: str | None) -> Table:
+def read_hub(
+    repo: str, *, config: str | None, split: str, revision: str | None
+) -> tuple[Table, str]:
     """Read one split of a dataset on the Hub; pictures stay encoded until they are shown.
+
+    Returns:
+        The rows, and the commit that was read; empty where the Hub did not say.
 
     Raises:
         MissingExtraError: if `datasets` is not installed.
@@ -72,10 +80,20 @@ def read_hub(repo: str, *, config: str | None, split: str, revision: str | None)
     for name, feature in dict(table.features).items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
-    return [dict(row) for row in table]
+    return [dict(row) for row in table], _commit(repo, revision)
 
 
-def _read_folder(folder: Path) -> Table:
+def _commit(repo: str, revision: str | None) -> str:
+    """Return the commit that a branch stands at, so that a report can name it."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(repo, revision=revision).sha or ""
+    except Exception:  # offline, from the cache: the rows are there, their commit is not told
+        return revision or ""
+
+
+def _read_folder(folder: Path, config: str | None, split: str | None) -> Table:
     for name in METADATA_NAMES:
         if (folder / name).is_file():
             return read_table(folder / name)
@@ -84,7 +102,78 @@ def _read_folder(folder: Path) -> Table:
         raise DataError(
             f"{folder} holds neither one of {', '.join(METADATA_NAMES)} nor parquet files."
         )
-    return [row for shard in shards for row in read_table(shard)]
+    return [row for shard in _chosen(folder, shards, config, split) for row in read_table(shard)]
+
+
+def _chosen(folder: Path, shards: list[Path], config: str | None, split: str | None) -> list[Path]:
+    """Return the shards of a subset and split, by their names as the Hub gives them.
+
+    A copy that holds a single subset or split need not name it.
+    """
+    of_config = [shard for shard in shards if config in shard.relative_to(folder).parts[:-1]]
+    shards = of_config or shards
+    named = {shard: split_of(shard) for shard in shards}
+    of_split = [shard for shard in shards if named[shard] == split]
+    if not of_split and len(set(named.values())) > 1 and split is not None:
+        raise DataError(
+            f"{folder} has no parquet files of the split {split!r}"
+            f"{f' of {config!r}' if config else ''}; it has "
+            f"{', '.join(sorted(set(named.values())))}. Set `dataset.split`, or copy that split."
+        )
+    return of_split or shards
+
+
+def joined(rows: Table, others: Table, on: JoinConfig) -> Table:
+    """Add to each row the columns of the row of a second table that it names.
+
+    Raises:
+        DataError: if a row names none, or two rows of the second table have one name.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    for other in others:
+        name = str(other.get(on.key))
+        if name in known or on.key not in other:
+            raise DataError(
+                f"dataset.join: the second table needs one row for each {on.key!r} "
+                f"(got {'none' if on.key not in other else f'two for {name!r}'})."
+            )
+        known[name] = other
+    lost = [str(row.get(on.column)) for row in rows if str(row.get(on.column)) not in known]
+    if lost:
+        raise DataError(
+            f"dataset.join: {len(lost)} of {len(rows)} rows name no row of the second table by "
+            f"{on.column!r}, such as {lost[0]!r}."
+        )
+    return [{**known[str(row[on.column])], **row} for row in rows]
+
+
+def exploded(rows: Table, column: str) -> Table:
+    """Make a row of every entry of a list.
+
+    >>> exploded([{"id": 1, "say": ["a", "b"]}], "say")
+    [{'id': '1/0', 'say': 'a'}, {'id': '1/1', 'say': 'b'}]
+    """
+    made: Table = []
+    for row in rows:
+        entries = row.get(column)
+        if not isinstance(entries, list) or not entries:
+            raise DataError(
+                f"dataset.each: the column {column!r} must hold a list (got {entries!r:.60})."
+            )
+        name = next((key for key in ("id", "question_id", "index") if key in row), None)
+        for number, entry in enumerate(entries):
+            own = {name: f"{row[name]}/{number}"} if name else {}
+            made.append({**row, **own, column: entry})
+    return made
+
+
+def split_of(shard: Path) -> str:
+    """Return the split that the name of a shard begins with.
+
+    >>> split_of(Path("data/test-00000-of-00003.parquet")), split_of(Path("val.parquet"))
+    ('test', 'val')
+    """
+    return shard.stem.split("-")[0]
 
 
 def _read_jsonl(path: Path) -> Table:

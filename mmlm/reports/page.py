@@ -20,7 +20,14 @@ from mmlm.reports.contact_sheet import thumbnail
 from mmlm.reports.files import Answered, Round, RunFiles, stage_curves
 from mmlm.reports.intervals import Line, Mark, intervals
 from mmlm.reports.svg import curves, legend_mark
-from mmlm.reports.tables import CONDITION_NAMES, by_question, conditions_of, percent, score_text
+from mmlm.reports.tables import (
+    CONDITION_NAMES,
+    by_question,
+    conditions_of,
+    kind_text,
+    percent,
+    score_text,
+)
 
 _THUMBNAIL_PX = 224
 _GROWTH_PICTURES = 5
@@ -105,7 +112,8 @@ def _tile(name: str, kind: str, found: Mapping[str, dict[str, Any]]) -> str:
     )
     unit = "" if _is_points(first) else " <small>%</small>"
     return (
-        f'<section class="tile"><div class="what">{escape(name)} · {escape(kind)}</div>'
+        f'<section class="tile"><div class="what">{escape(name)} · {escape(kind_text(kind, first))}'
+        "</div>"
         f'<div class="big">{_short(first).removesuffix(" %")}{unit}</div>'
         f'<div class="range"><span>{score_text(first).split("(")[-1].rstrip(")")}</span> '
         f"<span>n = {first['n']:,}</span></div>"
@@ -155,7 +163,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         first = found.get("image") or next(iter(found.values()))
         cells = "".join(f"<td>{_cell(found.get(condition))}</td>" for condition in conditions)
         lines.append(
-            f'<tr><td class="text">{escape(name)}</td><td class="text">{escape(kind)}</td>'
+            f'<tr><td class="text">{escape(name)}</td>'
+            f'<td class="text">{escape(kind_text(kind, first))}</td>'
             f"<td>{first['n']:,}</td>{cells}<td>{percent(first.get('chance'))}</td>"
             f"<td>{percent(first.get('parse_fail_rate'))}</td></tr>"
         )
@@ -174,7 +183,10 @@ def _cell(row: dict[str, Any] | None) -> str:
 def _groups(details: Mapping[str, Any]) -> str:
     blocks: list[str] = []
     for question in details.get("questions", []):
-        groups = sorted(question.get("groups") or [], key=lambda group: group["score"])
+        down = bool(question.get("lower_is_better"))
+        groups = sorted(
+            question.get("groups") or [], key=lambda group: group["score"], reverse=down
+        )
         if len(groups) < 2:
             continue
         lines = "".join(
@@ -184,7 +196,7 @@ def _groups(details: Mapping[str, Any]) -> str:
         )
         blocks.append(
             f"<details><summary>{escape(question['set'])} · {escape(question['question'])} by "
-            f'group, lowest first</summary><div class="panel scroll"><table><thead><tr><th>group'
+            f'group, worst first</summary><div class="panel scroll"><table><thead><tr><th>group'
             f"</th><th>n</th><th>with image</th></tr></thead><tbody>{lines}</tbody></table></div>"
             "</details>"
         )

@@ -7,7 +7,7 @@ One line of a table is one kind of question of one set, with its conditions side
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,6 +53,15 @@ def score_text(row: dict[str, Any] | None) -> str:
     return f"{score:.1f} ({low:.1f}–{high:.1f})"
 
 
+def kind_text(kind: str, row: Mapping[str, Any]) -> str:
+    """Put the name of a question; an arrow says where a smaller score is the better one.
+
+    >>> kind_text("chair", {"lower_is_better": True}), kind_text("choice", {})
+    ('chair ↓', 'choice')
+    """
+    return f"{kind} ↓" if row.get("lower_is_better") else kind
+
+
 def percent(value: float | None) -> str:
     """Put a share as percent.
 
@@ -78,7 +87,7 @@ def scores_table(rows: Sequence[dict[str, Any]], *, title: str = "") -> Table:
         first = found.get("image") or next(iter(found.values()))
         table.add_row(
             name,
-            question,
+            kind_text(question, first),
             f"{first['n']:,}",
             *(score_text(found.get(condition)) for condition in conditions),
             percent(first.get("chance")),
@@ -111,7 +120,7 @@ def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     for (name, question), found in by_question(rows).items():
         first = found.get("image") or next(iter(found.values()))
         scores = [score_text(found.get(condition)) for condition in conditions]
-        lines.append(_line([name, question, f"{first['n']:,}", *scores]))
+        lines.append(_line([name, kind_text(question, first), f"{first['n']:,}", *scores]))
     return "\n".join(lines)
 
 

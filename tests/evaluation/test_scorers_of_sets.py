@@ -207,3 +207,25 @@ def test_descriptions_are_marked_together_in_a_run(colours, tmp_path):
     assert score.metric == "CIDEr"
     assert score.score > 0
     assert result.predictions[0].mark.score > result.predictions[1].mark.score
+
+
+def test_where_mistakes_are_counted_fewer_are_a_gain(tmp_path):
+    pytest.importorskip("textblob")
+    from PIL import Image
+
+    rows = []
+    for number in range(6):
+        Image.new("RGB", (8, 8), (number * 9, 0, 0)).save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": "Describe it.", "objects": ["dog"]}
+        rows.append({**row, "answer": "a dog", "id": str(number)})
+    write_rows(tmp_path, rows)
+    yaml = tmp_path / "chair.yaml"
+    yaml.write_text("dataset: {path: rows.jsonl}\nscorer: chair\n")
+    says = Parrot(lambda request: "a dog" if request.images else "a cat")
+    result = evaluate(says, yaml, tmp_path / "out", quiet=True, conditions=("image", "blind"))
+
+    assert result.score("chair", "chair").lower_is_better
+    assert "chair ↓" in str(result)
+    against = result.details["questions"][0]["against"]["blind"]
+    assert (against["difference"], against["gain"]) == (-1.0, 1.0)
+    assert against["share_of_score"] is None

@@ -11,6 +11,7 @@ from mmlm.evaluation.statistics import (
     bootstrap,
     cluster_sums,
     mean_of_shares,
+    paired_metric_test,
     paired_test,
     share_interval,
     smallest_visible_difference,
@@ -127,3 +128,21 @@ def test_no_items_is_an_error():
     for call in calls:
         with pytest.raises(EvaluationError):
             call()
+
+
+class TestAMetricThatIsNoMean:
+    def test_gives_the_sign_flip_where_it_is_one(self):
+        draw = np.random.default_rng(0)
+        first, second = (draw.random(60) < share for share in (0.8, 0.5))
+        ones = np.ones(60)
+        both = [np.stack([side.astype(float), ones], axis=1) for side in (first, second)]
+        plain = paired_test(first, second, range(60), seed=1)
+        metric = paired_metric_test(both[0], both[1], mean_of_shares, seed=1)
+        assert metric.difference == pytest.approx(plain.difference)
+        # Both p-values are drawn: 2,000 and 4,000 draws of the same distribution.
+        assert metric.p_value == pytest.approx(plain.p_value, abs=0.01)
+        assert metric.low == pytest.approx(plain.low, abs=0.03)
+
+    def test_equal_passes_do_not_differ(self):
+        tallies = np.ones((9, 2))
+        assert paired_metric_test(tallies, tallies, mean_of_shares).p_value == 1.0

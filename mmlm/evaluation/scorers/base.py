@@ -69,6 +69,9 @@ class ScorerConfig(PartConfig):
     metric: ClassVar[str] = "accuracy"
     """What the score is called in tables."""
 
+    lower_is_better: ClassVar[bool] = False
+    """Whether a smaller score is the better one, as where mistakes are counted."""
+
     is_share: ClassVar[bool] = True
     """Whether the score is the mean of marks between 0 and 1."""
 

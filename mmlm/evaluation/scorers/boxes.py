@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from mmlm.evaluation.scorers.base import Mark, ScorerConfig, Target, scorers
 
@@ -73,6 +74,12 @@ class BoxConfig(ScorerConfig):
     threshold: float = 0.5
     """Smallest intersection over union that counts."""
 
+    form: Literal["corners", "sides"] = "corners"
+    """A reference is left, top, right, bottom; or left, top, width, height."""
+
+    pixels: bool = False
+    """References are in pixels (the benchmark needs `image_size: true`), answers from 0 to 1."""
+
     def mark(self, answer: str, target: Target) -> Mark:
         """Mark one answer."""
         box = read_box(answer, dialect=self.spoken)
@@ -80,13 +87,25 @@ class BoxConfig(ScorerConfig):
             return Mark(0.0, None)
         # A half that floats put at 0.49999999 is a half; the other dialect has no such mercy.
         mercy = _EPSILON if self.spoken == "mmlm" else 0.0
-        best = max(overlap(box, reference) for reference in _references(target))
+        best = max(overlap(box, reference) for reference in self._boxes(target))
         return Mark(float(best >= self.threshold - mercy), ", ".join(f"{x:g}" for x in box))
+
+    def _boxes(self, target: Target) -> list[list[float]]:
+        """Return the references of a row as left, top, right, bottom, as answers are."""
+        boxes = _references(target)
+        if self.form == "sides":
+            boxes = [[left, top, left + w, top + h] for left, top, w, h in boxes]
+        if self.pixels:
+            width, height = (float(target.facts[f"image_{side}"]) for side in ("width", "height"))
+            boxes = [[a / width, b / height, c / width, d / height] for a, b, c, d in boxes]
+        return boxes
 
     def fault(self, target: Target) -> str | None:
         """Refuse a row without a box."""
+        if self.pixels and "image_width" not in target.facts:
+            return "its box is in pixels, and the benchmark does not say image_size: true"
         try:
-            _references(target)
+            self._boxes(target)
         except (ValueError, TypeError):
             got = ", ".join(target.references)
             return f"its answer must be a box [left, top, right, bottom] (got {got!r:.60})"

@@ -184,12 +184,16 @@ def _parts(names: tuple[str, ...]) -> frozenset[str]:
 class ChairConfig(ScorerConfig):
     """CHAIRi: the share of mentions of things that are not there; lower is better.
 
-    A row's references are its five descriptions; its things stand in the column `objects`.
+    A row's references are its five descriptions; its things stand in the column `objects`, or
+    another that the setting names.
     """
 
-    metric = "CHAIRi (lower is better)"
+    metric = "CHAIRi"
+    lower_is_better = True
     is_share = False
-    fact_columns = ("objects",)
+
+    objects: str = "objects"
+    """The column that lists the things in the picture."""
 
     synonyms: str = ""
     """The paper's `synonyms.txt`; a short list of our own where it is left out."""
@@ -215,14 +219,14 @@ class ChairConfig(ScorerConfig):
 
     def _there(self, target: Target) -> set[str]:
         known = synonyms_of(self.synonyms)
-        listed = target.facts.get("objects") or ()
+        listed = target.facts.get(self.objects) or ()
         there = {known.get(str(name).lower(), str(name).lower()) for name in listed}
         return there.union(*(things_in(text, known) for text in target.references))
 
     def fault(self, target: Target) -> str | None:
         """Refuse a row that does not say what is in the picture."""
-        if not target.references and not target.facts.get("objects"):
-            return "it has neither descriptions nor `objects`"
+        if not target.references and not target.facts.get(self.objects):
+            return f"it has neither descriptions nor the column {self.objects!r}"
         return None
 
     def tallies(self, rows: Sequence[Row]) -> Floats:

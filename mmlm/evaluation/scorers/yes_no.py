@@ -85,10 +85,20 @@ class YesNoConfig(ScorerConfig):
         return None
 
     def also(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Precision, recall and F1 of yes, and how often yes was said."""
+        """Precision, recall and F1 of yes, and how often yes was said.
+
+        Over several groups, such as POPE's three splits, also the mean of their F1, which is the
+        number that LLaVA's tables print.
+        """
         yes = np.array([row.mark.reading == "yes" for row in rows])
         true = np.array([truth(row.target) == "yes" for row in rows])
-        return {**precision_recall(yes, true), "yes_share": float(yes.mean())}
+        found = {**precision_recall(yes, true), "yes_share": float(yes.mean())}
+        groups = sorted({row.group for row in rows})
+        if len(groups) > 1:
+            own = [np.array([row.group == name for row in rows]) for name in groups]
+            of_each = [precision_recall(yes[mask], true[mask])["f1"] for mask in own]
+            found["f1_mean_of_groups"] = float(np.mean(of_each))
+        return found
 
 
 def truth(target: Target) -> str | None:
