@@ -176,7 +176,14 @@ def compose(
 def _check_fit(config: MMLMConfig) -> None:
     """Refuse parts whose grids do not meet, before any weight is joined."""
     counter = config.counter()
-    plan = counter.policy.plan(counter.side, counter.side)
+    if counter.policy.ragged and counter.facts.rule == "fixed":
+        raise ConfigError(
+            f"The image policy {config.image['use']!r} makes tiles of sizes of their own, and this "
+            f"encoder takes {counter.side.height} x {counter.side.width} alone. Use `tiles`, or an "
+            f"encoder that takes other sizes (`mmlm probe` says which)."
+        )
+    counter.count(counter.side)  # refuses a layout that the tokens cannot be put in
+    plan = counter.plan(counter.side)
     for tile in plan.tiles:
         if counter.grid_of_tile(tile.size).num_tokens < 1:
             raise ConfigError(

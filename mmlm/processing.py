@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -29,7 +28,7 @@ from transformers.utils.hub import cached_file
 from mmlm.connectors import connectors
 from mmlm.errors import AlignmentError, CheckpointError
 from mmlm.features import Size
-from mmlm.images import cut, image_policies, open_image, read_size
+from mmlm.images import Tile, cut_each, image_policies, open_image, read_size
 from mmlm.language import IMAGE_TOKEN, ChatFormat
 from mmlm.messages import Message, images_of
 from mmlm.modeling.config import MMLMConfig, TokenCounter
@@ -96,30 +95,66 @@ class MMLMImageProcessor(BaseImageProcessor):
         """The number of placeholders of a picture of this size."""
         return self.counter.count(size)
 
-    def pixels(self, picture: Any) -> Float[Tensor, "tiles channels height width"]:
+    def pixels(self, picture: Any) -> Tensor:
+        """Open one picture, cut it into tiles and normalise them; see `look`."""
+        return self.look(picture)[0]
+
+    def look(self, picture: Any) -> tuple[Tensor, Size]:
         """Open one picture, cut it into tiles and normalise them.
+
+        Returns:
+            ``(tiles, channels, height, width)``, or one row of numbers where tiles have sizes of
+            their own or several encoders see them; and the size of the picture.
 
         Raises:
             ImageError: if the picture cannot be opened.
         """
-        facts, policy = self.counter.facts, self.counter.policy
-        image = open_image(picture, readers=policy.readers)
-        plan = policy.plan(Size(image.height, image.width), self.counter.side)
-        # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some pictures.
-        fill: Any = tuple(int(value * 255) for value in facts.mean)
-        tiles = [cut(image, tile, resample=facts.resample, fill=fill) for tile in plan.tiles]
+        counter = self.counter
+        image = open_image(picture, readers=counter.policy.readers)
+        size = Size(image.height, image.width)
+        tiles = counter.plan(size).tiles
+        if not counter.is_flat:
+            return torch.stack(self._cut(image, tiles, counter.facts)), size
+        views = [self._cut(image, own, facts) for facts, own in _by_encoder(tiles, counter.facts)]
+        by_tile = [view.reshape(-1) for tile in zip(*views, strict=True) for view in tile]
+        return torch.cat(by_tile), size
+
+    def _cut(self, image: Any, tiles: Sequence[Tile], facts: VisionFacts) -> list[Tensor]:
+        """Cut tiles for one encoder, normalised as it wants them."""
+        fill: Any = (0, 0, 0)
+        if self.counter.policy.fill == "mean":
+            # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some
+            # pictures.
+            fill = tuple(int(value * 255) for value in facts.mean)
         mean = torch.tensor(facts.mean).view(-1, 1, 1)
         std = torch.tensor(facts.std).view(-1, 1, 1)
         # The order of operations is that of transformers' image processors, to the last bit.
-        return (torch.stack(tiles).float() - mean * 255.0) / (std * 255.0)
+        return [
+            (tile.float() - mean * 255.0) / (std * 255.0)
+            for tile in cut_each(image, tiles, resample=facts.resample, fill=fill)
+        ]
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Any, return_tensors: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Turn one picture, a list, or a list of lists into ``pixel_values``, tiles in order."""
-        pictures = _flat(images)
-        values = [self.pixels(picture) for picture in pictures]
-        return BatchFeature({"pixel_values": torch.cat(values)} if values else {})
+        """Turn one picture, a list, or a list of lists into what the model takes."""
+        return BatchFeature(self.together([self.look(picture) for picture in _flat(images)]))
+
+    def together(self, looks: Sequence[tuple[Tensor, Size]]) -> dict[str, Tensor]:
+        """Return what the model takes for pictures in reading order, given what `look` gave.
+
+        ``pixel_values``, and ``image_sizes`` where the image policy needs them.
+        """
+        if not looks:
+            return {}
+        values = {"pixel_values": torch.cat([pixels for pixels, _ in looks])}
+        return values | self.sizes([size for _, size in looks])
+
+    def sizes(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
+        """Return ``image_sizes`` if the image policy needs them."""
+        if not sizes or not self.counter.needs_sizes:
+            return {}
+        return {"image_sizes": torch.tensor([list(size) for size in sizes])}
 
 
 @dataclass(frozen=True)
@@ -131,6 +166,7 @@ class Encoded:
         labels: as many numbers, not shifted, -100 where nothing is learnt; None if not asked for
         pixel_values: ``(tiles, channels, height, width)``, or None without images
         image_spans: where the placeholders of each image begin and end
+        image_sizes: heights and widths of the images
     """
 
     ids: list[int]
@@ -138,6 +174,7 @@ class Encoded:
     pixel_values: Tensor | None
     image_spans: list[tuple[int, int]]
     text: str
+    image_sizes: tuple[Size, ...] = ()
 
 
 class MMLMProcessor(ProcessorMixin):
@@ -167,9 +204,12 @@ class MMLMProcessor(ProcessorMixin):
 
     def count_tokens(self, picture: Any) -> int:
         """The number of placeholders of a picture (or of a `Size`), without reading pixels."""
+        return self.image_processor.count_tokens(self.size_of(picture))
+
+    def size_of(self, picture: Any) -> Size:
+        """The height and width of a picture (or of a `Size`), from its header."""
         readers = self.image_processor.counter.policy.readers
-        size = picture if isinstance(picture, Size) else read_size(picture, readers=readers)
-        return self.image_processor.count_tokens(size)
+        return picture if isinstance(picture, Size) else read_size(picture, readers=readers)
 
     def encode_chat(
         self,
@@ -186,16 +226,19 @@ class MMLMProcessor(ProcessorMixin):
             TemplateError: if labels were asked for and the loss mask cannot be proven.
         """
         pictures = images_of(messages)
+        sizes = tuple(self.size_of(picture) for picture in pictures)
         encoded = self.chat.encode(
             messages,
-            image_tokens=[self.count_tokens(picture) for picture in pictures],
+            image_tokens=[self.image_processor.count_tokens(size) for size in sizes],
             add_generation_prompt=add_generation_prompt,
             with_labels=with_labels,
         )
         pixels = None
         if pictures and with_pixels:
             pixels = torch.cat([self.image_processor.pixels(picture) for picture in pictures])
-        return Encoded(encoded.ids, encoded.labels, pixels, encoded.image_spans, encoded.text)
+        return Encoded(
+            encoded.ids, encoded.labels, pixels, encoded.image_spans, encoded.text, sizes
+        )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -226,7 +269,8 @@ class MMLMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """The names of the tensors that a call returns."""
-        return [*self.tokenizer.model_input_names, "pixel_values"]
+        sizes = ["image_sizes"] if self.image_processor.counter.needs_sizes else []
+        return [*self.tokenizer.model_input_names, "pixel_values", *sizes]
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Count placeholders by size; the name is transformers', whose backends ask for it."""
@@ -234,9 +278,7 @@ class MMLMProcessor(ProcessorMixin):
         counter = self.image_processor.counter
         return {
             "num_image_tokens": [counter.count(size) for size in sizes],
-            "num_image_patches": [
-                len(counter.policy.plan(size, counter.side).tiles) for size in sizes
-            ],
+            "num_image_patches": [len(counter.plan(size).tiles) for size in sizes],
         }
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -280,6 +322,27 @@ class MMLMProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(name, **places)
         template = _read_file(name, "chat_template.jinja", places)
         return cls(MMLMImageProcessor(**settings), tokenizer, chat_template=template)
+
+
+def _by_encoder(tiles: Sequence[Tile], facts: VisionFacts) -> list[tuple[VisionFacts, list[Tile]]]:
+    """Return the tiles as each encoder sees them: the same boxes, at its own size."""
+    views = [facts.views(tile.size) for tile in tiles]
+    return [
+        (view[0], [_at_size(tile, own[number][1]) for tile, own in zip(tiles, views, strict=True)])
+        for number, view in enumerate(views[0])
+    ]
+
+
+def _at_size(tile: Tile, size: Size) -> Tile:
+    """Return a tile for an encoder that takes another size; a window keeps its share."""
+    if size == tile.size:
+        return tile
+    if tile.scaled is None:
+        return Tile(tile.box, size)
+    down, across = size.height / tile.size.height, size.width / tile.size.width
+    scaled = Size(round(tile.scaled.height * down), round(tile.scaled.width * across))
+    at = (round(tile.at[0] * down), round(tile.at[1] * across))
+    return Tile(tile.box, size, Size(max(1, scaled.height), max(1, scaled.width)), at)
 
 
 def _read_file(name: str, file: str, places: dict[str, Any]) -> str | None:

@@ -18,6 +18,8 @@ from mmlm.connectors.gated_mlp import GatedMLPConnector as GatedMLPConnector
 from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnectorConfig
 from mmlm.connectors.ldpv2 import LDPv2Connector as LDPv2Connector
 from mmlm.connectors.ldpv2 import LDPv2ConnectorConfig as LDPv2ConnectorConfig
+from mmlm.connectors.level_merge import LevelMergeConnector as LevelMergeConnector
+from mmlm.connectors.level_merge import LevelMergeConnectorConfig as LevelMergeConnectorConfig
 from mmlm.connectors.linear import LinearConnector as LinearConnector
 from mmlm.connectors.linear import LinearConnectorConfig as LinearConnectorConfig
 from mmlm.connectors.mlp import MLPConnector as MLPConnector

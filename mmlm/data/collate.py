@@ -17,6 +17,7 @@ from torch import Tensor
 from mmlm.data.planning import NOT_LEARNT, Planned
 from mmlm.data.schema import Sample
 from mmlm.errors import DataError
+from mmlm.features import Size
 from mmlm.messages import ImagePart, Message, Text, from_openai
 from mmlm.processing import MMLMProcessor
 
@@ -81,6 +82,7 @@ class MMLMCollator:
         """
         planned: list[Planned] = []
         pixels: list[Tensor] = []
+        sizes: list[Size] = []
         for index, example in enumerate(examples):
             encoded = self.processor.encode_chat(_messages_of(example), with_labels=True)
             if self.max_tokens is not None and len(encoded.ids) > self.max_tokens:
@@ -91,6 +93,7 @@ class MMLMCollator:
                 )
             if encoded.pixel_values is not None:
                 pixels.append(encoded.pixel_values)
+                sizes += encoded.image_sizes
             ids = np.array(encoded.ids, dtype=np.int64)
             labels = np.array(encoded.labels, dtype=np.int64)
             planned.append(Planned(index, "", index, str(index), ids, labels, (), 0))
@@ -99,6 +102,7 @@ class MMLMCollator:
         batch = collate_padded(planned, pad_id=pad_id)
         if pixels:
             batch["pixel_values"] = torch.cat(pixels)
+            batch |= self.processor.image_processor.sizes(sizes)
         return batch
 
 

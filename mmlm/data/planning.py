@@ -21,6 +21,7 @@ from PIL import Image
 from mmlm.data.mixture import Mixture
 from mmlm.data.schema import BadRowError, Drop, Sample
 from mmlm.errors import AlignmentError, ConfigError, ImageError
+from mmlm.features import Size
 from mmlm.images import read_size, split_reference
 from mmlm.messages import images_of
 from mmlm.processing import MMLMProcessor
@@ -45,6 +46,7 @@ class Planned:
     labels: NDArray[np.int64]
     images: tuple[Any, ...]
     num_tiles: int
+    sizes: tuple[Size, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -88,8 +90,8 @@ class Planner:
 
     def _plan(self, sample: Sample, position: int, row: int) -> Planned:
         pictures = images_of(sample.messages)
-        tokens, num_tiles = self._count(pictures)
-        planned = self._encode(sample, position, row, pictures, tokens, num_tiles)
+        tokens, num_tiles, sizes = self._count(pictures)
+        planned = self._encode(sample, position, row, pictures, tokens, num_tiles, sizes)
         if planned.num_tokens > self.max_tokens:
             raise BadRowError(
                 "too_long",
@@ -102,10 +104,11 @@ class Planner:
             raise BadRowError("no_labels", f"none of {planned.num_tokens} tokens is learnt")
         return planned
 
-    def _count(self, pictures: list[Any]) -> tuple[list[int], int]:
+    def _count(self, pictures: list[Any]) -> tuple[list[int], int, list[Size]]:
         """Count tokens and tiles of each picture from its header."""
         counter = self.processor.image_processor.counter
         tokens: list[int] = []
+        sizes: list[Size] = []
         num_tiles = 0
         for picture in pictures:
             try:
@@ -115,10 +118,10 @@ class Planner:
                 size = read_size(picture, readers=counter.policy.readers)
             except (ImageError, OSError) as error:
                 raise BadRowError(cause_of(picture, error), str(error)) from None
-            tiles = counter.policy.plan(size, counter.side).tiles
-            num_tiles += len(tiles)
-            tokens.append(sum(counter.grid_of_tile(tile.size).num_tokens for tile in tiles))
-        return tokens, num_tiles
+            num_tiles += len(counter.plan(size).tiles)
+            tokens.append(counter.count(size))
+            sizes.append(size)
+        return tokens, num_tiles, sizes
 
     def _encode(
         self,
@@ -128,6 +131,7 @@ class Planner:
         pictures: list[Any],
         tokens: list[int],
         num_tiles: int,
+        sizes: list[Size],
     ) -> Planned:
         try:
             encoded = self.processor.chat.encode(
@@ -147,6 +151,7 @@ class Planner:
             labels=labels,
             images=tuple(pictures),
             num_tiles=num_tiles,
+            sizes=tuple(sizes),
         )
 
 

@@ -23,7 +23,7 @@ from mmlm.assistant import Assistant
 from mmlm.errors import EvaluationError, ImageError
 from mmlm.evaluation.answers import fingerprint
 from mmlm.evaluation.conditions import Case
-from mmlm.features import Grid, VisionFeatures
+from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
 from mmlm.generation.batch import finish, generate_options, model_inputs
 from mmlm.messages import Message, assistant, user
@@ -205,27 +205,23 @@ class LocalBackend:
         return [found[key] for key in keys]
 
     def _encode(self, pictures: dict[str, Any]) -> dict[str, VisionFeatures]:
-        groups: dict[tuple[int, ...], list[tuple[str, Tensor]]] = {}
+        groups: dict[tuple[int, ...], list[tuple[str, tuple[Tensor, Size]]]] = {}
         for key, picture in pictures.items():
             try:
-                pixels = self._processor.image_processor.pixels(picture)
+                look = self._processor.image_processor.look(picture)
             except ImageError as error:
                 shown = picture if not isinstance(picture, bytes) else f"with the key {key}"
                 raise EvaluationError(
                     f"The picture {shown} cannot be shown: {error} Mend or replace it; the answers "
                     f"so far are kept."
                 ) from None
-            groups.setdefault(tuple(pixels.shape[1:]), []).append((key, pixels))
+            groups.setdefault(tuple(look[0].shape[1:]), []).append((key, look))
         found: dict[str, VisionFeatures] = {}
         for members in groups.values():
-            tiles = torch.cat([pixels for _, pixels in members]).to(self._model.device)
+            pixels, sizes = zip(*(look for _, look in members), strict=True)
             with torch.inference_mode():
-                packed = self._model.model.encode_images(tiles)
-            values, tile = packed.items(), 0
-            for key, pixels in members:
-                end = tile + pixels.shape[0]
-                found[key] = VisionFeatures(torch.cat(values[tile:end]), packed.grids[tile:end])
-                tile = end
+                pieces = self._model.model.encode_pictures(pixels, sizes)
+            found |= {key: piece for (key, _), piece in zip(members, pieces, strict=True)}
         return found
 
     def _keep(self, key: str, features: VisionFeatures) -> None:
@@ -245,9 +241,11 @@ class LocalBackend:
             return {}
         features = self.features(images, [key for case in cases for key in case.image_keys])
         grids: list[Grid] = [grid for each in features for grid in each.grids]
+        sizes = [self._processor.size_of(image) for image in images]
         return {
             "vision_values": torch.cat([each.values for each in features]),
             "vision_grids": torch.tensor(grids),
+            **self._processor.image_processor.sizes(sizes),
         }
 
 

@@ -69,6 +69,8 @@ def model_inputs(
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     if pixels:
         inputs["pixel_values"] = torch.cat(pixels).to(model.device)
+    sizes = [size for prompt in prompts for size in prompt.image_sizes]
+    inputs |= processor.image_processor.sizes(sizes)
     return inputs
 
 

@@ -233,9 +233,12 @@ class Sessions:
             for (first, _), picture in zip(prompt.image_spans, answering.pictures, strict=True)
             if first >= start
         ]
-        pixels = [self.processor.image_processor.pixels(picture) for picture in new]
+        looks = self.processor.image_processor
+        seen = looks.together([looks.look(picture) for picture in new])
         ids = torch.tensor([prompt.ids[start:]], device=self.model.device)
-        logits = self.read(kept, ids, torch.cat(pixels).to(self.model.device) if pixels else None)
+        pixels, sizes = seen.get("pixel_values"), seen.get("image_sizes")
+        pixels = None if pixels is None else pixels.to(self.model.device)
+        logits = self.read(kept, ids, pixels, image_sizes=sizes)
         kept.keys += answering.keys[start:]
         return logits
 

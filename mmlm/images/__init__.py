@@ -21,22 +21,25 @@ from mmlm.images.decode import ImageSource as ImageSource
 from mmlm.images.decode import open_image as open_image
 from mmlm.images.decode import read_size as read_size
 from mmlm.images.letterbox import LetterboxConfig as LetterboxConfig
+from mmlm.images.native import NativeConfig as NativeConfig
 from mmlm.images.readers import Readers as Readers
 from mmlm.images.readers import all_readers as all_readers
 from mmlm.images.readers import picture_readers as picture_readers
 from mmlm.images.readers import split_reference as split_reference
 from mmlm.images.squash import SquashConfig as SquashConfig
+from mmlm.images.tiles import TilesConfig as TilesConfig
 
 if TYPE_CHECKING:
     from mmlm.images.resize import cut as cut
     from mmlm.images.resize import cut_all as cut_all
+    from mmlm.images.resize import cut_each as cut_each
     from mmlm.images.resize import mean_fill as mean_fill
     from mmlm.images.resize import normalise as normalise
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for."""
-    if name in ("cut", "cut_all", "mean_fill", "normalise"):
+    if name in ("cut", "cut_all", "cut_each", "mean_fill", "normalise"):
         from mmlm.images import resize
 
         return getattr(resize, name)

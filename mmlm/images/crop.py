@@ -26,7 +26,7 @@ class CropConfig(ImagePolicyConfig):
     zoom: float = Field(default=1.0, ge=1.0)
     """How much larger than the encoder's side the picture is resized before the cut."""
 
-    def plan(self, size: Size, side: Size) -> ImagePlan:
+    def plan(self, size: Size, side: Size, step: int = 1) -> ImagePlan:
         """Plan one tile: a window in the middle of the resized picture."""
         least = Size(round(side.height * self.zoom), round(side.width * self.zoom))
         scaled = self._cover(size, least)

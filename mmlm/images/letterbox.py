@@ -14,7 +14,7 @@ class LetterboxConfig(ImagePolicyConfig):
     `do_pad` and no centre crop (LLaVA-1.5's `image_aspect_ratio: pad`).
     """
 
-    def plan(self, size: Size, side: Size) -> ImagePlan:
+    def plan(self, size: Size, side: Size, step: int = 1) -> ImagePlan:
         """Plan one tile whose box is the smallest of the side's proportions around the picture."""
         height = max(size.height, _ceil_div(size.width * side.height, side.width))
         width = max(size.width, _ceil_div(size.height * side.width, side.height))

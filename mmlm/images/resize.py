@@ -11,7 +11,7 @@ Only `normalise` knows floats; nothing here opens a file or chooses a tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,20 +58,43 @@ def cut(
     Returns:
         uint8, ``(3, tile.size.height, tile.size.width)``.
     """
+    return next(_cuts(image, (tile,), resample=resample, fill=fill))
+
+
+def cut_each(
+    image: Image.Image,
+    tiles: Sequence[Tile],
+    *,
+    resample: str = "bicubic",
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> list[Tensor]:
+    """Cut tiles of any sizes; windows of the same resized box share the work."""
+    return list(_cuts(image, tiles, resample=resample, fill=fill))
+
+
+def _cuts(
+    image: Image.Image, tiles: Sequence[Tile], *, resample: str, fill: tuple[int, int, int]
+) -> Iterator[Tensor]:
+    """Cut one tile after another; only the last resized box is held."""
     if resample not in RESAMPLE:
         raise ConfigError(
             f"No resampling is named {resample!r}. Known: {', '.join(RESAMPLE)}. It comes from "
             f"the encoder's facts; set `vision.resample` to another."
         )
-    scaled = tile.scaled or tile.size
-    if scaled == tile.size and tile.at == (0, 0):
-        return _resize_box(image, tile.box, scaled, resample=resample, fill=fill)
-    if scaled.height * scaled.width > _SCALED_PIXELS:
-        tile = _window_in_source(tile, scaled)
-        return _resize_box(image, tile.box, tile.size, resample=resample, fill=fill)
-    pixels = _resize_box(image, tile.box, scaled, resample=resample, fill=fill)
-    top, left = tile.at
-    return _crop_or_fill(pixels, (left, top, left + tile.size.width, top + tile.size.height), fill)
+    held: tuple[tuple[int, int, int, int], Size] | None = None
+    pixels = torch.empty(0)
+    for tile in tiles:
+        scaled = tile.scaled or tile.size
+        if scaled.height * scaled.width > _SCALED_PIXELS and scaled != tile.size:
+            small = _window_in_source(tile, scaled)
+            yield _resize_box(image, small.box, small.size, resample=resample, fill=fill)
+            continue
+        if held != (tile.box, scaled):
+            pixels = _resize_box(image, tile.box, scaled, resample=resample, fill=fill)
+            held = (tile.box, scaled)
+        top, left = tile.at
+        window = (left, top, left + tile.size.width, top + tile.size.height)
+        yield _crop_or_fill(pixels, window, fill)
 
 
 def cut_all(
@@ -82,7 +105,7 @@ def cut_all(
     fill: tuple[int, int, int] = (0, 0, 0),
 ) -> Tensor:
     """Cut tiles of one size: uint8, ``(tiles, 3, height, width)``."""
-    return torch.stack([cut(image, tile, resample=resample, fill=fill) for tile in tiles])
+    return torch.stack(cut_each(image, tiles, resample=resample, fill=fill))
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

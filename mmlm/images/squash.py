@@ -21,6 +21,6 @@ class SquashConfig(ImagePolicyConfig):
     and width and no centre crop.
     """
 
-    def plan(self, size: Size, side: Size) -> ImagePlan:
+    def plan(self, size: Size, side: Size, step: int = 1) -> ImagePlan:
         """Plan one tile that holds everything."""
         return one_tile(Tile(box=whole(size), size=side))

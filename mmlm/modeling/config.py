@@ -7,6 +7,7 @@ sub-configs of transformers. Typed views of the parts are properties. Nothing is
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
@@ -14,7 +15,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from mmlm.connectors import ConnectorConfig, connectors
 from mmlm.features import Grid, Size
-from mmlm.images import ImagePolicyConfig, image_policies
+from mmlm.images import ImagePlan, ImagePolicyConfig, image_policies
 from mmlm.language import HeadRule
 from mmlm.reducers import ReducerConfig, reducers
 from mmlm.vision import VisionConfig, VisionFacts, encoders
@@ -47,6 +48,35 @@ class TokenCounter:
         """The input size of the encoder."""
         return Size(*self.facts.side)
 
+    @property
+    def step(self) -> int:
+        """Side in pixels of the cell that becomes one token, where tiles have any size."""
+        factor = getattr(self.reducer, "factor", 1)
+        factor = factor if isinstance(factor, int) else 1
+        features = max(1, self.facts.step // self.facts.stride)
+        return self.facts.step * (factor // gcd(factor, features))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether pixels travel as one row of numbers; see `mmlm.modeling.pictures`."""
+        return self.policy.ragged or bool(self.facts.parts)
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the model must be told the sizes of the pictures."""
+        return self.is_flat or self.policy.needs_sizes
+
+    def plan(self, size: Size) -> ImagePlan:
+        """The tiles of a picture of this size."""
+        return self.policy.plan(size, self.side, self.step)
+
+    def length(self, size: Size) -> int:
+        """How many rows of `pixel_values` a picture of this size takes."""
+        tiles = self.plan(size).tiles
+        if not self.is_flat:
+            return len(tiles)
+        return sum(self.facts.num_numbers(tile.size) for tile in tiles)
+
     def grid_of_tile(self, size: Size) -> Grid:
         """The grid that a tile of this size has when it reaches the language model."""
         grid = self.facts.out_grid(size)
@@ -56,8 +86,10 @@ class TokenCounter:
 
     def count(self, size: Size) -> int:
         """The number of placeholders of a picture of this size."""
-        plan = self.policy.plan(size, self.side)
-        return sum(self.grid_of_tile(tile.size).num_tokens for tile in plan.tiles)
+        plan = self.plan(size)
+        grids = [self.grid_of_tile(tile.size) for tile in plan.tiles]
+        order = self.policy.arrange(size, plan, grids)
+        return sum(grid.num_tokens for grid in grids) if order is None else len(order)
 
     @property
     def tokens_per_tile(self) -> int:

@@ -10,6 +10,7 @@ the loss without logits, and segment borders keep packed samples apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -23,16 +24,25 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
-from mmlm.features import Grid, VisionFeatures
+from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head
+from mmlm.modeling.pictures import (
+    Marks,
+    arrange,
+    encode_numbers,
+    images_by_row,
+    sizes_of,
+    split_by_picture,
+)
 from mmlm.vision import VisionEncoder
 
 PARTS = {
     "model.vision.": "vision",
     "model.reducer.": "connector",
     "model.connector.": "connector",
+    "model.marks.": "connector",
     "model.language.": "language",
     "lm_head.": "head",
 }
@@ -98,9 +108,12 @@ class MMLMModel(PreTrainedModel):
             vision_width=width if reducer is None else reducer.out_width(width),
             text_width=text_width,
         )
+        self.counter = config.counter()
+        num_marks = self.counter.policy.num_marks
+        self.marks = Marks(num_marks, text_width) if num_marks else None
         if vision is not None:
             # Composed from trained parts: the new parts keep the initialisation they chose.
-            _mark_as_loaded(self.reducer, self.connector)
+            _mark_as_loaded(self.reducer, self.connector, self.marks)
         self.language = language or AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -119,14 +132,38 @@ class MMLMModel(PreTrainedModel):
         super()._init_weights(module)
 
     def encode_images(
-        self, pixel_values: Float[Tensor, "tiles channels height width"]
+        self, pixel_values: Tensor, sizes: Sequence[Size] | None = None
     ) -> VisionFeatures:
-        """Return the encoder's features, without a graph where the encoder stands still."""
+        """Return the encoder's features, without a graph where the encoder stands still.
+
+        Shapes:
+            pixel_values: ``(tiles, channels, height, width)``, or one row of numbers with the
+                `sizes` of the pictures; see `mmlm.modeling.pictures`
+        """
         learns = pixel_values.requires_grad or any(
             parameter.requires_grad for parameter in self.vision.parameters()
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return self.vision(pixel_values.to(self._vision_dtype()))
+            pixels = pixel_values.to(self._vision_dtype())
+            if sizes is None:
+                return self.vision(pixels)
+            return encode_numbers(self.vision, pixels, self.counter, sizes)
+
+    def encode_pictures(
+        self, pixels: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[VisionFeatures]:
+        """Return the encoder's features of each picture.
+
+        Args:
+            pixels: What the image processor gave for each picture.
+            sizes: Of the pictures.
+        """
+        together = torch.cat(list(pixels)).to(self.device)
+        if self.counter.is_flat:
+            packed = self.encode_images(together, sizes)
+        else:
+            packed = self.encode_images(together)
+        return split_by_picture(packed, self.counter, sizes)
 
     def connect(self, features: VisionFeatures) -> VisionFeatures:
         """Bring encoder features to the number and width that the language model reads."""
@@ -145,11 +182,13 @@ class MMLMModel(PreTrainedModel):
         pixel_values: Tensor | None = None,
         vision_values: Tensor | None = None,
         vision_grids: Tensor | None = None,
+        image_sizes: Tensor | None = None,
     ) -> VisionFeatures | None:
         """Return what takes the places of the placeholders, or None where there is no image.
 
         Shapes:
-            pixel_values: ``(tiles, channels, height, width)``
+            pixel_values: ``(tiles, channels, height, width)``, or ``(numbers,)``
+            image_sizes: ``(images, 2)``: heights and widths, for policies that need them
             vision_values: ``(total_tokens, vision_width)``: encoder features computed earlier
             vision_grids: ``(tiles, 3)``: their grids
         """
@@ -157,10 +196,17 @@ class MMLMModel(PreTrainedModel):
             if vision_grids is None:
                 raise AlignmentError("`vision_values` came without `vision_grids`; pass both.")
             grids = tuple(Grid(*row) for row in vision_grids.tolist())
-            return self.connect(VisionFeatures(vision_values, grids))
-        if pixel_values is not None and pixel_values.shape[0]:
-            return self.connect(self.encode_images(pixel_values))
-        return None
+            features = self.connect(VisionFeatures(vision_values, grids))
+        elif pixel_values is not None and pixel_values.shape[0]:
+            if self.counter.is_flat:
+                features = self.connect(self.encode_images(pixel_values, sizes_of(image_sizes)))
+            else:
+                features = self.connect(self.encode_images(pixel_values))
+        else:
+            return None
+        if self.marks is None:
+            return features
+        return arrange(features, self.counter, sizes_of(image_sizes), self.marks)
 
     def forward(
         self,
@@ -172,6 +218,7 @@ class MMLMModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         vision_values: Tensor | None = None,
         vision_grids: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> MMLMModelOutput:
         """Return the language model's hidden states over text and images.
@@ -179,12 +226,12 @@ class MMLMModel(PreTrainedModel):
         Shapes:
             input_ids: ``(batch, tokens)``, one placeholder for each image feature
             pixel_values: ``(tiles, channels, height, width)``, all images of the batch in
-                reading order, normalised
+                reading order, normalised; for some policies ``(numbers,)`` with `image_sizes`
             inputs_embeds: ``(batch, tokens, width)`` instead of `input_ids`, without images
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        features = self.get_image_features(pixel_values, vision_values, vision_grids)
+        features = self.get_image_features(pixel_values, vision_values, vision_grids, image_sizes)
         if inputs_embeds is None:
             assert input_ids is not None
             embedded: Tensor = self.get_input_embeddings()(input_ids)
@@ -227,9 +274,15 @@ class MMLMModel(PreTrainedModel):
 
     def _nothing_seen(self, like: Tensor) -> Tensor:
         """Run one empty picture and return zero: a rank with text alone must not hang others."""
-        facts = self.config.facts
-        blank = torch.zeros(1, facts.channels, *facts.side, device=like.device, dtype=like.dtype)
-        return self.connect(self.encode_images(blank)).values.sum().to(like.dtype) * 0.0
+        facts, side = self.counter.facts, self.counter.side
+        sizes = torch.tensor([side], device=like.device)
+        shape = (self.counter.length(side),)
+        if not self.counter.is_flat:
+            shape = (*shape, facts.channels, *side)
+        blank = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        features = self.get_image_features(blank, image_sizes=sizes)
+        assert features is not None
+        return features.values.sum().to(like.dtype) * 0.0
 
 
 class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -341,6 +394,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Int[Tensor, "batch tokens"] | None = None,
         vision_values: Tensor | None = None,
         vision_grids: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         loss_only: bool = False,
         loss_weights: Float[Tensor, "batch tokens"] | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -370,7 +424,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask,
             position_ids=position_ids, past_key_values=past_key_values,
             inputs_embeds=inputs_embeds, vision_values=vision_values, vision_grids=vision_grids,
-            **kwargs,
+            image_sizes=image_sizes, **kwargs,
         )  # fmt: skip
         hidden = outputs.last_hidden_state
         if labels is not None and cu_seq_lens_q is not None:
@@ -423,7 +477,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Hand the pixels to the first step only: later steps find the images in the cache."""
-        vision = {name: kwargs.pop(name, None) for name in ("vision_values", "vision_grids")}
+        names = ("vision_values", "vision_grids", "image_sizes")
+        vision = {name: kwargs.pop(name, None) for name in names}
         stock: Any = super()
         inputs = stock.prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, is_first_iteration=is_first_iteration,
@@ -443,10 +498,15 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat rows for beams; the images of a row are repeated as one block behind it."""
         pixels = model_kwargs.pop("pixel_values", None)
+        image_sizes = model_kwargs.pop("image_sizes", None)
         if expand_size > 1 and pixels is not None and input_ids is not None:
-            per_tile = self.config.counter().tokens_per_tile
-            slots = (input_ids == self.config.image_token_id).sum(-1)
-            counts = (slots // per_tile).tolist()
+            slots = (input_ids == self.config.image_token_id).sum(-1).tolist()
+            if image_sizes is None:
+                counts = [slot // self.model.counter.tokens_per_tile for slot in slots]
+            else:
+                images, counts = images_by_row(self.model.counter, sizes_of(image_sizes), slots)
+                blocks = image_sizes.split(images)
+                image_sizes = torch.cat([block for block in blocks for _ in range(expand_size)])
             blocks = pixels.split(counts)
             pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
         stock: Any = super()
@@ -455,6 +515,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         if pixels is not None:
             model_kwargs["pixel_values"] = pixels
+        if image_sizes is not None:
+            model_kwargs["image_sizes"] = image_sizes
         return input_ids, model_kwargs
 
 

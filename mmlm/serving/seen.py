@@ -47,7 +47,7 @@ def tiles_of(counter: Any, size: Size) -> list[SeenTile]:
         size: Height and width of the picture.
     """
     tiles: list[SeenTile] = []
-    for tile in counter.policy.plan(size, counter.side).tiles:
+    for tile in counter.plan(size).tiles:
         left, top, right, bottom = tile.box
         scaled = tile.scaled or tile.size
         across, down = (right - left) / scaled.width, (bottom - top) / scaled.height

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmlm.data.collate import collate_packed, collate_padded
 from mmlm.data.pipeline import PreparedRow
-from mmlm.features import VisionFeatures
+from mmlm.features import Size, VisionFeatures
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.training.feature_cache import FeatureCache, ImageKeys
@@ -77,19 +77,23 @@ class Batcher:
         return inputs
 
     def _vision(self, row: PreparedRow) -> dict[str, Any]:
+        sizes = [size for sample in row.samples for size in sample.sizes]
+        inputs = dict(self._processor.image_processor.sizes(sizes))
         if self._cache is None:
             pixels = torch.cat([tiles for _, tiles in row.images if tiles is not None])
-            return {"pixel_values": pixels.to(self._device)}
-        features = self._features(row, self._cache)
+            return {"pixel_values": pixels.to(self._device), **inputs}
+        features = self._features(row, sizes, self._cache)
         grids = torch.tensor([list(grid) for grid in features.grids])
-        return {"vision_values": features.values.to(self._device), "vision_grids": grids}
+        return {"vision_values": features.values.to(self._device), "vision_grids": grids, **inputs}
 
-    def _features(self, row: PreparedRow, cache: FeatureCache) -> VisionFeatures:
+    def _features(
+        self, row: PreparedRow, sizes: list[Size], cache: FeatureCache
+    ) -> VisionFeatures:
         """Encode what is new in this row, and take the rest from the cache."""
         pictures = [image for sample in row.samples for image in sample.images]
         known: dict[str, VisionFeatures] = {}
-        missing: dict[str, Tensor] = {}
-        for (key, tiles), picture in zip(row.images, pictures, strict=True):
+        missing: dict[str, tuple[Tensor, Size]] = {}
+        for (key, tiles), picture, size in zip(row.images, pictures, sizes, strict=True):
             if key in known or key in missing:
                 continue
             found = cache.get(key)
@@ -97,7 +101,7 @@ class Batcher:
                 known[key] = found
             else:
                 opens = self._processor.image_processor.pixels
-                missing[key] = opens(picture) if tiles is None else tiles
+                missing[key] = (opens(picture) if tiles is None else tiles), size
         cache.misses += len(missing)
         cache.hits += len(row.images) - len(missing)
         known |= self._encode(missing, cache)
@@ -105,19 +109,22 @@ class Batcher:
         values = torch.cat([features.values for features in chosen])
         return VisionFeatures(values, tuple(grid for one in chosen for grid in one.grids))
 
-    def _encode(self, missing: dict[str, Tensor], cache: FeatureCache) -> dict[str, VisionFeatures]:
+    def _encode(
+        self, missing: dict[str, tuple[Tensor, Size]], cache: FeatureCache
+    ) -> dict[str, VisionFeatures]:
         keys = list(missing)
-        tiles = [missing[key].shape[0] for key in keys]
+        counter = self._model.model.counter
+        tiles = [len(counter.plan(missing[key][1]).tiles) for key in keys]
         found: dict[str, VisionFeatures] = {}
         start = 0
         while start < len(keys):
             end = start + 1
             while end < len(keys) and sum(tiles[start : end + 1]) <= _TILES_AT_ONCE:
                 end += 1
-            pixels = torch.cat([missing[key] for key in keys[start:end]]).to(self._device)
+            pixels, sizes = zip(*(missing[key] for key in keys[start:end]), strict=True)
             with torch.no_grad():
-                features = self._model.model.encode_images(pixels)
-            pieces = _by_picture(features, tiles[start:end])
+                pieces = self._model.model.encode_pictures(pixels, sizes)
+            pieces = [VisionFeatures(piece.values.detach().cpu(), piece.grids) for piece in pieces]
             found |= dict(zip(keys[start:end], pieces, strict=True))
             start = end
             cache.add(list(zip(keys[start - len(pieces) : start], pieces, strict=True)))

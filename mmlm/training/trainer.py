@@ -314,7 +314,8 @@ class Trainer:
                 f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
                 f"features change with every step. Use auto."
             )
-        if config.feature_cache == "off" or not frozen or not has_weights:
+        layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
+        if config.feature_cache == "off" or not frozen or not has_weights or layered:
             return None
         own = run.assistant.processor.image_processor.to_dict()
         facts = {key: own[key] for key in ("image", "vision_facts")} | {"v": 1}

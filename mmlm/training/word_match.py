@@ -26,6 +26,8 @@ from mmlm.errors import ConfigError
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.training.objectives import LossWeight, Objective, ObjectiveConfig, objectives
 
+_VISION = ("pixel_values", "vision_values", "vision_grids", "image_sizes")
+
 
 @objectives.register("word_match")
 class WordMatchConfig(ObjectiveConfig):
@@ -79,7 +81,7 @@ class WordMatch(Objective):
         """Return the loss of one batch, divided by the pictures of the whole step."""
         joined: Any = model
         assert isinstance(joined, MMLMForConditionalGeneration)
-        vision = {k: inputs.get(k) for k in ("pixel_values", "vision_values", "vision_grids")}
+        vision = {k: inputs.get(k) for k in _VISION}
         features = joined.model.get_image_features(**vision)
         if features is None:
             return torch.zeros((), device=joined.device)

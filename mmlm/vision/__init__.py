@@ -15,7 +15,11 @@ from mmlm.vision.base import VisionFacts as VisionFacts
 from mmlm.vision.base import encoders as encoders
 from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
 from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
+from mmlm.vision.mixture import MixtureConfig as MixtureConfig
+from mmlm.vision.mixture import MixtureEncoder as MixtureEncoder
 from mmlm.vision.patches import PatchesConfig as PatchesConfig
 from mmlm.vision.patches import PatchesEncoder as PatchesEncoder
+from mmlm.vision.scales import ScalesConfig as ScalesConfig
+from mmlm.vision.scales import ScalesEncoder as ScalesEncoder
 from mmlm.vision.timm import TimmVisionConfig as TimmVisionConfig
 from mmlm.vision.timm import TimmVisionEncoder as TimmVisionEncoder

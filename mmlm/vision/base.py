@@ -7,6 +7,7 @@ Which library a tower comes from is the business of the modules beside this one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,18 @@ class VisionFacts(Config):
     feature: str
     """Which features are used, e.g. `hidden_states[-2]`."""
 
+    num_layers: int = Field(default=0, ge=0)
+    """Further hidden states or stages that come beside the features."""
+
+    parts: tuple[VisionFacts, ...] = ()
+    """The facts of each encoder, where several work together; each gets pixels of its own."""
+
+    inner: VisionFacts | None = None
+    """The facts of the encoder that this one runs several times (`scales`)."""
+
+    tower: dict[str, Any] | None = None
+    """The tower's config as transformers writes it, where it is one of several."""
+
     @property
     def side_size(self) -> Size:
         """The encoder's side as a `Size`."""
@@ -92,6 +105,24 @@ class VisionFacts(Config):
         if self.kept_prefix:
             return Grid(1, 1, rows * columns + self.kept_prefix)
         return Grid(1, rows, columns)
+
+    def views(self, size: Size) -> list[tuple[VisionFacts, Size]]:
+        """Return, for each encoder that sees a tile of this size, its facts and its own size."""
+        if not self.parts:
+            return [(self, size)]
+        return [view for part in self.parts for view in part.views(self._size_for(part, size))]
+
+    def num_numbers(self, size: Size) -> int:
+        """How many numbers the pixels of a tile of this size are, for all encoders together."""
+        return sum(facts.channels * own.height * own.width for facts, own in self.views(size))
+
+    def _size_for(self, part: VisionFacts, size: Size) -> Size:
+        """Return the size that one of several encoders gets for a tile."""
+        height, width = (
+            max(1, round(pixels * own / common))
+            for pixels, own, common in zip(size, part.side, self.side, strict=True)
+        )
+        return Size(height, width)
 
     def _sizes(self, size: Size) -> str:
         """Name sizes that work, near to `size`."""
@@ -157,6 +188,34 @@ class VisionEncoder(nn.Module):
         """
         raise NotImplementedError
 
+    def encode_tiles(self, tiles: Sequence[Tensor]) -> VisionFeatures:
+        """Encode tiles of any sizes that the encoder takes, without padding.
+
+        Here tiles of one size go through together; an encoder that can, packs them all.
+
+        Args:
+            tiles: ``(channels, height, width)`` each, normalised.
+        """
+        groups: dict[torch.Size, list[int]] = {}
+        for index, tile in enumerate(tiles):
+            groups.setdefault(tile.shape, []).append(index)
+        done = [self(torch.stack([tiles[i] for i in members])) for members in groups.values()]
+        if len(done) == 1:
+            return done[0]
+        order = [index for members in groups.values() for index in members]
+        return in_order(done, order)
+
+    def encode_numbers(self, numbers: Tensor, sizes: Sequence[Size]) -> VisionFeatures:
+        """Encode tiles whose pixels come as one row of numbers, tile after tile.
+
+        Args:
+            numbers: ``(facts.num_numbers(size) of each,)``, normalised.
+            sizes: Of the tiles.
+        """
+        pieces = numbers.split([self.facts.num_numbers(size) for size in sizes])
+        shaped = zip(pieces, sizes, strict=True)
+        return self.encode_tiles([piece.view(self.facts.channels, *size) for piece, size in shaped])
+
     def idle_parameters(self) -> frozenset[str]:
         """Name the parameters that the chosen feature does not depend on.
 
@@ -174,7 +233,30 @@ class VisionEncoder(nn.Module):
         return self
 
 
-encoders: Registry[VisionConfig] = Registry("vision encoder")
+encoders: Registry[VisionConfig] = Registry("vision encoder", plural="vision_encoders")
+
+
+def in_order(parts: Sequence[VisionFeatures], order: Sequence[int]) -> VisionFeatures:
+    """Join features, and put their items in order.
+
+    Args:
+        parts: Features of some items each.
+        order: The place of each item of all parts, one part after another.
+    """
+    found = [item for part in parts for item in part.items()]
+    grids = [grid for part in parts for grid in part.grids]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    prefix = None
+    if parts[0].prefix is not None:
+        prefix = torch.cat([part.prefix for part in parts if part.prefix is not None])[back]
+    return VisionFeatures(
+        torch.cat([found[index] for index in back]),
+        tuple(grids[index] for index in back),
+        prefix,
+        tuple(
+            in_order(layer, order) for layer in zip(*(part.layers for part in parts), strict=True)
+        ),
+    )
 
 
 def pack_tokens(tokens: Tensor, facts: VisionFacts, size: Size) -> VisionFeatures:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from mmlm.errors import ConfigError
 from mmlm.features import Size, VisionFeatures
 from mmlm.storage.parts import locate
-from mmlm.vision import hf_facts
+from mmlm.vision import hf_facts, naflex
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
 from mmlm.vision.positions import resize_positions
 from mmlm.vision.probe import count_grid, idle_parameters, run_shapes, wrong_size
@@ -60,9 +60,11 @@ class HFVisionConfig(VisionConfig):
     resample: str | None = None
     """How pictures are resized; by default as the image processor does it."""
 
-    def load(self, *, dtype: torch.dtype | None = None) -> HFVisionEncoder:
+    def load(self, *, dtype: torch.dtype | None = None) -> VisionEncoder:
         """Load the tower with its weights, resize it where asked, and probe it."""
         tower = self._tower(dtype or torch.float32).eval()
+        if tower.config.model_type in naflex.MODEL_TYPES:
+            return self._naflex(tower)
         native = hf_facts.side_of(tower.config)
         side = native if self.side_px is None else Size(self.side_px, self.side_px)
         if side is None:
@@ -76,13 +78,45 @@ class HFVisionConfig(VisionConfig):
         run_shapes(tower, _features_of(self.layer, self.layers), shape)  # refuses unknown layers
         return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
 
-    def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> HFVisionEncoder:
+    def _naflex(self, tower: PreTrainedModel) -> VisionEncoder:
+        """Wrap a tower that takes patches of pictures of any proportions."""
+        config: Any = tower.config
+        rows, patch = round(config.num_patches**0.5), int(config.patch_size)
+        side_px = self.side_px or rows * patch
+        if side_px % patch:
+            raise ConfigError(
+                f"vision.side_px {side_px} is not a multiple of the patch of {patch}; take "
+                f"{max(1, round(side_px / patch)) * patch}."
+            )
+        pixels = self._pixel_facts(config.model_type, config.num_channels)
+        facts = VisionFacts(
+            width=config.hidden_size,
+            side=(side_px, side_px),
+            grid=(side_px // patch, side_px // patch),
+            patch=patch,
+            stride=patch,
+            channels=config.num_channels,
+            mean=pixels.mean,
+            std=pixels.std,
+            resample=pixels.resample,
+            rule="multiple",
+            step=patch,
+            feature="last_hidden_state" if self.layer == "last" else f"hidden_states[{self.layer}]",
+            num_layers=len(self.layers),
+        )
+        encoder = naflex.NaflexEncoder(tower, facts, layer=self.layer, layers=self.layers)
+        encoder.idle_parameters()  # refuses unknown layers
+        return encoder
+
+    def build(self, facts: VisionFacts, tower_config: dict[str, Any] | None) -> VisionEncoder:
         """Build the tower from its config, without reading weights."""
         if tower_config is None:
             raise ConfigError("An hf encoder needs its `vision_config`. Save the model again.")
         settings = {key: value for key, value in tower_config.items() if key != "model_type"}
         config = AutoConfig.for_model(tower_config["model_type"], **settings)
         tower = hf_facts.new_tower(config)
+        if config.model_type in naflex.MODEL_TYPES:
+            return naflex.NaflexEncoder(tower, facts, layer=self.layer, layers=self.layers)
         return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
 
     @property
@@ -179,6 +213,7 @@ class HFVisionConfig(VisionConfig):
             rule="multiple" if self._takes(tower, larger, side) else "fixed",
             step=stride,
             feature="last_hidden_state" if self.layer == "last" else f"hidden_states[{self.layer}]",
+            num_layers=len(self.layers),
         )
 
     def _pixel_facts(self, model_type: str, channels: int) -> hf_facts.PixelFacts:

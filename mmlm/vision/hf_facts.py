@@ -23,12 +23,7 @@ from transformers.utils import logging
 from mmlm.errors import ConfigError
 from mmlm.features import Size
 
-UNFIT = {
-    "siglip2_vision_model": (
-        "takes patches of pictures at their own aspect (NaFlex), not pixels; use a SigLIP 2 "
-        "checkpoint of fixed resolution, such as google/siglip2-base-patch16-256"
-    ),
-}
+UNFIT: dict[str, str] = {}
 """Towers that this encoder cannot run, and why."""
 
 PROCESSOR_OF = {
@@ -39,6 +34,7 @@ PROCESSOR_OF = {
     "mlcd_vision_model": "clip",
     "aimv2_vision_model": "clip",
     "tipsv2_vision_model": "siglip",
+    "siglip2_vision_model": "siglip2",
 }
 """Whose image processor to ask for mean and deviation, where a folder has none of its own."""
 

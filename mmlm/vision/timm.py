@@ -12,6 +12,7 @@ Reading weight files is done by `mmlm.vision.timm_weights`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from inspect import signature
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmlm.errors import ConfigError, MissingExtraError
-from mmlm.features import Size, VisionFeatures
+from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
 from mmlm.vision.probe import count_grid, idle_parameters, run_shapes, wrong_size
 from mmlm.vision.timm_weights import ModelWords, load_weights, words_of
@@ -48,6 +49,9 @@ class TimmVisionConfig(VisionConfig):
 
     layer: int = -1
     """Which intermediate: -1 is the last block, or the last stage of a hierarchical network."""
+
+    layers: tuple[int, ...] = ()
+    """Further intermediates, for a connector that reads several blocks or stages."""
 
     side_px: int | None = Field(default=None, ge=1)
     """Side of the pictures in pixels; by default that of the weights."""
@@ -87,8 +91,17 @@ class TimmVisionConfig(VisionConfig):
 
     def _encoder(self, tower: Any, facts: VisionFacts) -> TimmVisionEncoder:
         """Join a network and what is known about it."""
-        feature = self._feature(norm=facts.feature.startswith(_NORMED))
-        return TimmVisionEncoder(tower.eval(), facts, feature)
+        norm = facts.feature.startswith(_NORMED)
+        feature = self._feature(norm=norm)
+        if not self.layers:
+            return TimmVisionEncoder(tower.eval(), facts, lambda *seen: [feature(*seen)])
+        if self.feature == "final":
+            raise ConfigError(
+                "vision.layers names blocks or stages, and `feature: final` is behind them. Use "
+                "`feature: intermediate`."
+            )
+        together = _intermediates((self.layer, *self.layers), norm=norm)
+        return TimmVisionEncoder(tower.eval(), facts, together)
 
     def _feature(self, *, norm: bool) -> Callable[[Any, Tensor], Tensor]:
         """Return the function from tower and pixels to a map or tokens."""
@@ -183,6 +196,7 @@ class TimmVisionConfig(VisionConfig):
             rule="multiple" if self._follows_size(tower, stride) else "fixed",
             step=stride,
             feature="final" if self.feature == "final" else name,
+            num_layers=len(self.layers),
         )
 
     def _follows_size(self, tower: Any, stride: int) -> bool:
@@ -212,8 +226,8 @@ class TimmVisionEncoder(VisionEncoder):
     Args:
         tower: A `TimmWrapperModel`.
         facts: What was probed.
-        feature: From tower and pixels to a map ``(tiles, width, rows, columns)``, or to tokens
-            ``(tiles, num_prefix + places, width)``.
+        features: From tower and pixels to a map ``(tiles, width, rows, columns)``, or to tokens
+            ``(tiles, num_prefix + places, width)``; and a map for each of `layers`.
 
     Shapes:
         pixels:  ``(tiles, channels, height, width)``, normalised
@@ -221,11 +235,14 @@ class TimmVisionEncoder(VisionEncoder):
     """
 
     def __init__(
-        self, tower: Any, facts: VisionFacts, feature: Callable[[Any, Tensor], Tensor]
+        self,
+        tower: Any,
+        facts: VisionFacts,
+        features: Callable[[Any, Tensor], list[Tensor]],
     ) -> None:
         super().__init__(facts)
         self.tower = tower
-        self._feature = feature
+        self._features = features
 
     @property
     def tower_config(self) -> dict[str, Any]:
@@ -236,15 +253,20 @@ class TimmVisionEncoder(VisionEncoder):
         """Encode tiles."""
         size = Size(*pixels.shape[-2:])
         self.facts.out_grid(size)  # refuses a size that the network does not take
-        features = self._feature(self.tower, pixels.to(self.tower.dtype))
+        features, *more = self._features(self.tower, pixels.to(self.tower.dtype))
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
-        return pack_tokens(features, self.facts, size)
+        packed = pack_tokens(features, self.facts, size)
+        return replace(packed, layers=tuple(_pack_map(each) for each in more))
 
     def idle_parameters(self) -> frozenset[str]:
         """Name the parameters after the chosen map."""
         shape = (1, self.facts.channels, *self.facts.side)
-        idle = idle_parameters(self.tower, self._feature, shape)
+
+        def used(tower: Any, pixels: Tensor) -> Tensor:
+            return torch.cat([each.flatten() for each in self._features(tower, pixels)])
+
+        idle = idle_parameters(self.tower, used, shape)
         return frozenset(f"tower.{name}" for name in idle)
 
 
@@ -263,23 +285,58 @@ def _intermediate(layer: int, *, norm: bool) -> Callable[[Any, Tensor], Tensor]:
     """Return the function for one intermediate map."""
 
     def feature(tower: Any, pixels: Tensor) -> Tensor:
-        network = tower.timm_model
-        settings: dict[str, Any] = {"return_prefix_tokens": True} if _tells_prefix(network) else {}
-        found = network.forward_intermediates(
-            pixels,
-            indices=_indices(layer),
-            norm=norm,
-            output_fmt="NCHW",
-            intermediates_only=True,
-            **settings,
-        )
-        picked = found[0]
-        if isinstance(picked, tuple):
-            places, prefix = picked
-            return torch.cat([prefix, places.flatten(2).transpose(1, 2)], dim=1)
-        return picked
+        return _with_prefix(_run(tower.timm_model, pixels, _indices(layer), norm=norm)[0])
 
     return feature
+
+
+def _intermediates(layers: tuple[int, ...], *, norm: bool) -> Callable[[Any, Tensor], list[Tensor]]:
+    """Return the function for several maps in one run; only the first keeps its prefix."""
+
+    def features(tower: Any, pixels: Tensor) -> list[Tensor]:
+        count = len(tower.timm_model.feature_info)
+        places = [layer if layer >= 0 else count + layer for layer in layers]
+        for layer, place in zip(layers, places, strict=True):
+            if not 0 <= place < count:
+                raise ConfigError(
+                    f"vision.layers {layer} is beyond this network, which has {count} "
+                    f"intermediates: from {-count} to {count - 1}."
+                )
+        wanted = sorted(set(places))
+        found = dict(zip(wanted, _run(tower.timm_model, pixels, wanted, norm=norm), strict=True))
+        first, *more = (found[place] for place in places)
+        maps = [each[0] if isinstance(each, tuple) else each for each in more]
+        return [_with_prefix(first), *maps]
+
+    return features
+
+
+def _run(network: Any, pixels: Tensor, indices: Any, *, norm: bool) -> Any:
+    """Run the network up to its intermediates: maps, or pairs of map and prefix tokens."""
+    settings: dict[str, Any] = {"return_prefix_tokens": True} if _tells_prefix(network) else {}
+    return network.forward_intermediates(
+        pixels,
+        indices=indices,
+        norm=norm,
+        output_fmt="NCHW",
+        intermediates_only=True,
+        **settings,
+    )
+
+
+def _with_prefix(picked: Any) -> Tensor:
+    """Put prefix tokens before the places of a map."""
+    if not isinstance(picked, tuple):
+        return picked
+    places, prefix = picked
+    return torch.cat([prefix, places.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _pack_map(features: Tensor) -> VisionFeatures:
+    """Pack a map ``(tiles, width, rows, columns)``."""
+    tiles, width, rows, columns = features.shape
+    values = features.permute(0, 2, 3, 1).reshape(-1, width)
+    return VisionFeatures(values, (Grid(1, rows, columns),) * tiles)
 
 
 def _tells_prefix(network: Any) -> bool:

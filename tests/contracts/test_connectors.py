@@ -21,6 +21,7 @@ TINY = {
     "c_abstractor": [{"rows": 2, "columns": 3, "depth": 1, "width": 8, "positions": 4}],
     "gated_mlp": [{}, {"hidden_width": 10, "activation": "gelu", "bias": True}],
     "ldpv2": [{"rows": 3, "columns": 3}],
+    "level_merge": [{}, {"groups": [3]}, {"groups": [2, 1, 2]}],
     "mlp": [{}, {"depth": 1}, {"depth": 4, "activation": "gelu_pytorch_tanh", "bias": False}],
     "norm_mlp": [{}, {"hidden_widths": [10, 14], "norms": 2}, {"norms": 0, "bias": False}],
     "ordered_queries": [

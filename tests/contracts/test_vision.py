@@ -30,6 +30,7 @@ HF = {
     for kind, model_type, more in (
         ("clip", "clip_vision_model", {}),
         ("siglip", "siglip_vision_model", {}),
+        ("siglip2", "siglip2_vision_model", {"num_patches": 16}),
         ("dinov2", "dinov2", {"mlp_ratio": 2}),
         ("dinov2_with_registers", "dinov2_with_registers", {"mlp_ratio": 2}),
     )
@@ -43,14 +44,41 @@ TINY = {
         HF["clip"] | {"prefix": "keep_as_tokens"},
         HF["siglip"] | {"layers": [0, 1, -1]},
         HF["dinov2_with_registers"] | {"prefix": "drop_first"},
+        HF["siglip2"],
+        HF["siglip2"] | {"layer": "last", "layers": [0, -1], "side_px": 48},
     ],
     "timm": [
         TIMM | {"checkpoint": "test_vit"},
         TIMM | {"checkpoint": "test_convnext"},
         TIMM | {"checkpoint": "test_efficientnet", "feature": "final"},
         TIMM | {"checkpoint": "test_vit", "layer": -2, "prefix": "keep_as_tokens"},
+        TIMM | {"checkpoint": "test_vit", "layers": [0, 1, -1], "prefix": "keep_as_tokens"},
+        TIMM | {"checkpoint": "test_convnext", "layers": [-3, -1]},
     ],
     "patches": [{"use": "patches", "patch_px": 8, "side_px": 32}],
+    "mixture": [
+        {"use": "mixture", "encoders": [HF["dinov2"], HF["siglip"] | {"side_px": 48}]},
+        {
+            "use": "mixture",
+            "fuse": "sequence",
+            "encoders": [
+                HF["clip"] | {"prefix": "keep_as_tokens"},
+                TIMM | {"checkpoint": "test_convnext"},
+                {"use": "patches", "patch_px": 8, "side_px": 32}
+                | {"reducer": {"use": "pixel_shuffle"}},
+            ],
+        },
+        {
+            "use": "mixture",
+            "fuse": "levels",
+            "grid": 3,
+            "encoders": [HF["clip"] | {"layers": [0, 1, 2]}, HF["siglip"] | {"layers": [1, -1]}],
+        },
+    ],
+    "scales": [
+        {"use": "scales", "encoder": HF["siglip"], "factors": [1, 2]},
+        {"use": "scales", "encoder": HF["clip"], "factors": [1, 3], "dynamic": True},
+    ],
 }
 CASES = [words for group in TINY.values() for words in group]
 
@@ -58,7 +86,8 @@ CASES = [words for group in TINY.values() for words in group]
 def name_of(words: dict) -> str:
     config = words.get("config", {})
     kind = words.get("checkpoint") or config.get("model_type") or words["use"]
-    more = [str(words[key]) for key in ("layer", "layers", "feature", "prefix") if key in words]
+    keys = ("layer", "layers", "feature", "prefix", "fuse", "factors", "dynamic")
+    more = [str(words[key]) for key in keys if key in words]
     return "-".join([kind, *more])
 
 
@@ -82,7 +111,10 @@ class TestEveryEncoder:
     def pixels(self, encoder):
         facts = encoder.facts
         generator = torch.Generator().manual_seed(1)
-        return torch.randn(3, facts.channels, *facts.side, generator=generator)
+        shape = (facts.channels, *facts.side)
+        if facts.parts:  # each encoder gets pixels of its own, in one row of numbers
+            shape = (facts.num_numbers(facts.side_size),)
+        return torch.randn(3, *shape, generator=generator)
 
     def test_its_config_and_its_facts_survive_json(self, words, encoder):
         config = encoders.read(words, origin="vision")

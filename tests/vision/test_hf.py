@@ -196,10 +196,9 @@ def test_a_tower_that_takes_other_sides_by_itself_is_left_as_it_is():
         ({"checkpoint": "/no/such/folder"}, "cannot be read"),
         ({"config": {"model_type": "llama"}}, "no image encoder.*input_ids"),
         ({"config": {"model_type": "no_such"}}, "vision.config cannot be used"),
-        ({"config": {"model_type": "siglip2_vision_model"}}, "NaFlex"),
         ({"config": {"model_type": "clip_vision_model", **TOWER}, "layer": 7}, "from -4 to 3"),
     ],
-    ids=["nothing", "both", "folder", "language", "unknown", "naflex", "layer"],
+    ids=["nothing", "both", "folder", "language", "unknown", "layer"],
 )
 def test_what_cannot_be_an_encoder_is_refused_with_the_reason(settings, words, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
