@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmlm.connectors import connectors
-from mmlm.errors import ConfigError
+from mmlm.errors import CheckpointError, ConfigError
 from mmlm.generation import Answer, Chat, GenerationSettings, Request, answer_batch
 from mmlm.images import image_policies
 from mmlm.language import add_image_token, decoder_of, head_of, head_rule_of, languages
@@ -24,6 +24,7 @@ from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMImageProcessor, MMLMProcessor
 from mmlm.reducers import reducers
 from mmlm.vision import encoders
+from mmlm.whole import WholeModel, WholeProcessor
 
 
 class Assistant:
@@ -37,12 +38,13 @@ class Assistant:
 
     def __init__(
         self,
-        model: MMLMForConditionalGeneration,
-        processor: MMLMProcessor,
+        model: MMLMForConditionalGeneration | WholeModel,
+        processor: MMLMProcessor | WholeProcessor,
         notes: dict[str, Any] | None = None,
     ) -> None:
-        self.model = model
-        self.processor = processor
+        # One of both in each case, and both answer the same questions.
+        self.model: Any = model
+        self.processor: Any = processor
         self.notes = notes or {}
 
     def answer(self, question: str, images: Sequence[Any] = (), **settings: Any) -> str:
@@ -101,6 +103,14 @@ class Assistant:
         """
         from mmlm import hub
 
+        if isinstance(self.model, WholeModel):
+            if delta:
+                raise CheckpointError(
+                    "A stock class taken whole has no parts with names, so there is no delta. "
+                    "Save without `delta=True`."
+                )
+            hub.save_whole(self.model, self.processor, Path(folder), recipe=recipe)
+            return []
         write = hub.save_delta if delta else hub.save
         return write(self.model, self.processor, Path(folder), recipe=recipe, notes=self.notes)
 
@@ -193,14 +203,22 @@ def _check_fit(config: MMLMConfig) -> None:
 
 
 def load(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    whole: bool = False,
 ) -> Assistant:
     """Read an assistant from a folder or the Hub: MMLM's class or a stock one.
+
+    A stock class that MMLM does not read as a composition is taken whole: with its own
+    processor, and saved as the class that it is.
 
     Args:
         source: A folder, the folder of a training run, or a Hub id.
         dtype: The precision of the weights; what the folder says when left out.
         device: Where to; a GPU if there is one when left out.
+        whole: Take a stock class whole, even where MMLM reads it as a composition.
 
     Raises:
         CheckpointError: if it is neither, or damaged; the message names file and mend.
@@ -209,8 +227,13 @@ def load(
 
     if (Path(source) / "model" / "config.json").is_file():
         source = Path(source) / "model"
-    model, processor = hub.load_parts(source, dtype=dtype)
+    folder = hub.find(source)
+    model: Any
+    processor: Any
+    if whole or hub.is_only_whole(folder):
+        model, processor = hub.load_whole(folder, dtype=dtype)
+    else:
+        model, processor = hub.load_parts(folder, dtype=dtype)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    module: Any = model
-    return Assistant(module.to(device).eval(), processor)
+    return Assistant(model.to(device).eval(), processor)

@@ -15,6 +15,7 @@ import torch
 from mmlm.generation.settings import GenerationSettings, Request
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import Encoded, MMLMProcessor
+from mmlm.whole import WholeProcessor
 
 
 class Answer(NamedTuple):
@@ -58,6 +59,8 @@ def model_inputs(
     prompts: Sequence[Encoded], processor: MMLMProcessor, model: MMLMForConditionalGeneration
 ) -> dict[str, Any]:
     """Pad prompts on the left and put them on the model's device."""
+    if isinstance(processor, WholeProcessor):
+        return dict(processor.batch(prompts, model))
     width = max(len(prompt.ids) for prompt in prompts)
     padding = pad_id(processor)
     ids = [[padding] * (width - len(p.ids)) + p.ids for p in prompts]

@@ -11,6 +11,7 @@ from mmlm.generation.settings import GenerationSettings, Request
 from mmlm.messages import Message, assistant, user
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
+from mmlm.whole import WholeProcessor
 
 
 class Chat:
@@ -33,6 +34,11 @@ class Chat:
         self._sessions = Sessions(model, processor)
         self.settings = settings or GenerationSettings()
         self.messages: list[Message] = list(messages)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the model is a stock class taken whole: it answers at once."""
+        return isinstance(self._sessions.processor, WholeProcessor)
 
     @overload
     def ask(
@@ -60,15 +66,21 @@ class Chat:
         return said
 
     def _answer(self, messages: Sequence[Message]) -> str:
-        if self.settings.num_beams == 1:
+        if self.settings.num_beams == 1 and not self._whole:
             return self._sessions.answer(messages, self.settings)[0]
-        # A beam search keeps several answers at once, and none of their caches.
+        # A beam search keeps several answers at once, and none of their caches; a stock class
+        # taken whole has positions of its own, so its cache is begun anew.
         request = Request(messages=tuple(messages))
         model, processor = self._sessions.model, self._sessions.processor
         return answer_batch(model, processor, [request], self.settings)[0].text
 
     def _stream(self, turn: Message) -> Iterator[str]:
         heard: list[str] = []
+        if self._whole:
+            heard.append(self._answer([*self.messages, turn]))
+            self.messages += [turn, assistant(heard[0])]
+            yield heard[0]
+            return
         try:
             for piece in self._sessions.stream([*self.messages, turn], self.settings):
                 heard.append(piece.text)

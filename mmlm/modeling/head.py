@@ -9,6 +9,7 @@ weight is read in the forward pass only, it works where the weight is sharded (Z
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,9 +52,58 @@ class Head(nn.Linear):
         """
         if targets is None:
             return self.rule.apply(linear(hidden, self.weight, self.bias))
-        if weights is None:
-            weights = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
-        return _LossAlone.apply(hidden, self.weight, self.bias, targets, weights, self.rule)
+        return head_loss(hidden, self.weight, self.bias, targets, weights, self.rule)
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor | None,
+    rule: HeadRule,
+) -> Tensor:
+    """Return the summed cross-entropy of labelled positions, no logits kept.
+
+    Shapes:
+        hidden: ``(positions, width)``
+        weight: ``(vocabulary, width)``
+        targets: ``(positions,)``, no ignored values among them
+        weights: ``(positions,)``, a factor for each position's loss; None counts each once
+        returns: a scalar in float32
+    """
+    if weights is None:
+        weights = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
+    return _LossAlone.apply(hidden, weight, bias, targets, weights, rule)
+
+
+def loss_by_piece(
+    hidden: Tensor, labels: Tensor, borders: Tensor | None, loss_of: Callable[..., Tensor]
+) -> Tensor:
+    """Return the summed cross-entropy of each piece: of a packed row, or of each padded one.
+
+    Shapes:
+        hidden: ``(batch, tokens, width)``
+        labels: ``(batch, tokens)``, not shifted; -100 is not learnt
+        borders: ``(pieces + 1,)`` of the one row, or None where each row is a piece
+        returns: ``(pieces,)`` in float32
+
+    Args:
+        hidden: The last hidden states.
+        labels: What is learnt.
+        borders: Where the pieces of a packed row begin, and the end.
+        loss_of: From hidden states and targets to the summed loss.
+    """
+    if borders is None:
+        pieces = list(zip(hidden, labels, strict=True))
+    else:
+        lengths = borders.diff().tolist()
+        pieces = list(zip(hidden[0].split(lengths), labels[0].split(lengths), strict=True))
+    losses: list[Tensor] = []
+    for states, wanted in pieces:
+        learnt = wanted[1:] != -100
+        losses.append(loss_of(states[:-1][learnt], wanted[1:][learnt]))
+    return torch.stack(losses)
 
 
 class _LossAlone(torch.autograd.Function):
