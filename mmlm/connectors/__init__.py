@@ -14,8 +14,19 @@ from mmlm.connectors.base import ConnectorConfig as ConnectorConfig
 from mmlm.connectors.base import connectors as connectors
 from mmlm.connectors.c_abstractor import CAbstractorConnector as CAbstractorConnector
 from mmlm.connectors.c_abstractor import CAbstractorConnectorConfig as CAbstractorConnectorConfig
+from mmlm.connectors.cross_attention import CrossAttentionConnector as CrossAttentionConnector
+from mmlm.connectors.cross_attention import (
+    CrossAttentionConnectorConfig as CrossAttentionConnectorConfig,
+)
+from mmlm.connectors.deepstack import DeepStackConnector as DeepStackConnector
+from mmlm.connectors.deepstack import DeepStackConnectorConfig as DeepStackConnectorConfig
+from mmlm.connectors.ep_alm import EPALMConnector as EPALMConnector
+from mmlm.connectors.ep_alm import EPALMConnectorConfig as EPALMConnectorConfig
 from mmlm.connectors.gated_mlp import GatedMLPConnector as GatedMLPConnector
 from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnectorConfig
+from mmlm.connectors.injection import Injecting as Injecting
+from mmlm.connectors.injection import Picture as Picture
+from mmlm.connectors.injection import Seen as Seen
 from mmlm.connectors.ldpv2 import LDPv2Connector as LDPv2Connector
 from mmlm.connectors.ldpv2 import LDPv2ConnectorConfig as LDPv2ConnectorConfig
 from mmlm.connectors.level_merge import LevelMergeConnector as LevelMergeConnector

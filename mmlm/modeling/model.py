@@ -28,6 +28,7 @@ from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head
+from mmlm.modeling.injection import Injection
 from mmlm.modeling.pictures import (
     Marks,
     arrange,
@@ -115,6 +116,7 @@ class MMLMModel(PreTrainedModel):
             # Composed from trained parts: the new parts keep the initialisation they chose.
             _mark_as_loaded(self.reducer, self.connector, self.marks)
         self.language = language or AutoModel.from_config(config.text_config)
+        self.injection = Injection.between(self.connector, self.language, num_marks=num_marks)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -248,6 +250,12 @@ class MMLMModel(PreTrainedModel):
                 "Images came with `inputs_embeds`, in which placeholders cannot be found. "
                 "Pass `input_ids`."
             )
+        if self.injection is not None:
+            self.injection.look(
+                features, input_ids, inputs_embeds, placeholder_id=self.config.image_token_id,
+                cache=past_key_values, position_ids=position_ids,
+                borders=kwargs.get("cu_seq_lens_q"),
+            )  # fmt: skip
         outputs = self.language(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -255,6 +263,8 @@ class MMLMModel(PreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
+        if self.injection is not None:
+            self.injection.keep(getattr(outputs, "past_key_values", None))
         return MMLMModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=getattr(outputs, "past_key_values", None),
@@ -282,7 +292,11 @@ class MMLMModel(PreTrainedModel):
         blank = torch.zeros(shape, device=like.device, dtype=like.dtype)
         features = self.get_image_features(blank, image_sizes=sizes)
         assert features is not None
-        return features.values.sum().to(like.dtype) * 0.0
+        nothing = features.values.sum()
+        if self.injection is not None:  # what is only read between the layers must not idle either
+            nothing = nothing + sum(weight.sum() for weight in self.connector.parameters())
+            nothing = nothing + sum(layer.values.sum() for layer in features.layers)
+        return nothing.to(like.dtype) * 0.0
 
 
 class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):

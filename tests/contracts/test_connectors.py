@@ -11,7 +11,7 @@ import json
 import pytest
 import torch
 
-from mmlm.connectors import connectors, match_scale
+from mmlm.connectors import Injecting, Picture, Seen, connectors, match_scale
 from mmlm.features import Grid, VisionFeatures
 
 VISION_WIDTH, TEXT_WIDTH = 12, 16
@@ -19,11 +19,26 @@ RAGGED = (Grid(1, 4, 4), Grid(1, 3, 5), Grid(2, 2, 2), Grid(1, 1, 7), Grid(1, 4,
 
 TINY = {
     "c_abstractor": [{"rows": 2, "columns": 3, "depth": 1, "width": 8, "positions": 4}],
-    "gated_mlp": [{}, {"hidden_width": 10, "activation": "gelu", "bias": True}],
+    "cross_attention": [
+        {"blocks": 1, "tokens": 3, "heads": 4},
+        {"blocks": 2, "interval": 1, "tokens": None, "heads": 4, "latest": False},
+    ],
+    "deepstack": [{"layers": 2, "depth": 1}],
+    "ep_alm": [{"layers": 2}, {"layers": 1, "shared": False}],
+    "gated_mlp": [
+        {},
+        {"hidden_width": 10, "activation": "gelu", "bias": True},
+        {"norm": True},
+    ],
     "ldpv2": [{"rows": 3, "columns": 3}],
     "level_merge": [{}, {"groups": [3]}, {"groups": [2, 1, 2]}],
     "mlp": [{}, {"depth": 1}, {"depth": 4, "activation": "gelu_pytorch_tanh", "bias": False}],
-    "norm_mlp": [{}, {"hidden_widths": [10, 14], "norms": 2}, {"norms": 0, "bias": False}],
+    "norm_mlp": [
+        {},
+        {"depth": 1, "norm": "rms"},
+        {"hidden_widths": [10, 14], "norms": 2},
+        {"norms": 0, "bias": False},
+    ],
     "ordered_queries": [
         {"tokens": 5, "heads": 2, "tail_drop": 0.9},
         {"tokens": 5, "heads": 2, "tail_drop": 0.0},
@@ -70,6 +85,20 @@ def item_of(whole: VisionFeatures, index: int) -> VisionFeatures:
     return VisionFeatures(whole.items()[index], (whole.grids[index],), layers=layers)
 
 
+def everything(connector, given: VisionFeatures) -> torch.Tensor:
+    """Return a number that depends on all that a connector gives and writes between layers."""
+    out = connector(given)
+    total = out.values.square().sum()
+    if isinstance(connector, Injecting):
+        slots = torch.ones(1, len(out.values), dtype=torch.bool)
+        rows = [[Picture(at, 0, values) for at, values in enumerate(connector.kept(out))]]
+        seen = Seen(out, slots, torch.zeros_like(slots, dtype=torch.long), 0, rows)
+        hidden = torch.randn(1, len(out.values), TEXT_WIDTH)
+        for index in range(len(connector.places(64))):
+            total = total + connector.inject(index, hidden, seen).square().sum()
+    return total
+
+
 @pytest.mark.parametrize("words", CASES, ids=name_of)
 class TestEveryConnector:
     @pytest.fixture
@@ -101,7 +130,11 @@ class TestEveryConnector:
     def test_every_input_and_every_parameter_gets_a_gradient(self, connector, given):
         torch.manual_seed(0)
         values = [kind.values.requires_grad_() for kind in (given, *given.layers)]
-        connector.train()(given).values.square().sum().backward()
+        with torch.no_grad():
+            for name, weight in connector.named_parameters():
+                if name.endswith("_gate"):  # closed gates let no gradient through
+                    weight.fill_(1.0)
+        everything(connector.train(), given).backward()
         # Where several layers are read, the features themselves may only be sampled, or idle.
         for each in values[1:] or values:
             assert each.grad is not None
