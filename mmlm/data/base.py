@@ -39,6 +39,31 @@ class Source(ABC):
         """Return a short text that changes when the rows change; a resumed run compares it."""
 
 
+class SourcePart(Source):
+    """Every `of`-th row of a source, beginning with one.
+
+    Args:
+        whole: The source.
+        number: The first row.
+        of: How many parts there are.
+    """
+
+    def __init__(self, whole: Source, number: int, of: int) -> None:
+        self.name = whole.name
+        self._whole, self._number, self._of = whole, number, of
+
+    def __len__(self) -> int:
+        return len(range(self._number, len(self._whole), self._of))
+
+    def sample(self, row: int) -> Sample:
+        """Return a sample of the whole."""
+        return self._whole.sample(row * self._of + self._number)
+
+    def fingerprint(self) -> str:
+        """Return what the whole is, and which part this is."""
+        return f"{self._whole.fingerprint()}-{self._number}-{self._of}"
+
+
 class SourceConfig(PartConfig):
     """Base of the configs of sources."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmlm.data.planning import NOT_LEARNT, Planned
@@ -27,32 +28,71 @@ def collate_packed(samples: Sequence[Planned]) -> dict[str, Tensor]:
 
     Shapes:
         input_ids, labels, position_ids: ``(1, tokens)``
-        cu_seq_lens_q: ``(samples + 1,)``, the borders
+        cu_seq_lens_q: ``(pieces + 1,)``, the borders; most samples are one piece
+        seen_before: ``(pieces, 2)``, only where samples share pictures: beginning and length of
+            an earlier stretch that a piece sees too
     """
-    lengths = [sample.num_tokens for sample in samples]
-    return {
+    lengths: list[int] = []
+    positions: list[NDArray[np.int64]] = []
+    seen: list[tuple[int, int]] = []
+    start = 0
+    for sample in samples:
+        head = sample.pieces[0] if sample.shares else 0
+        for number, length in enumerate(sample.pieces or (sample.num_tokens,)):
+            before = head if number else 0
+            lengths.append(length)
+            positions.append(np.arange(before, before + length))
+            seen.append((start, before))
+        start += sample.num_tokens
+    row = {
         "input_ids": _row([sample.ids for sample in samples]),
         "labels": _row([sample.labels for sample in samples]),
-        "position_ids": _row([np.arange(length) for length in lengths]),
+        "position_ids": _row(positions),
         "cu_seq_lens_q": torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
     }
+    if any(sample.shares for sample in samples):
+        row["seen_before"] = torch.tensor(seen, dtype=torch.int32)
+    return row
 
 
 def collate_padded(samples: Sequence[Planned], *, pad_id: int) -> dict[str, Tensor]:
-    """Put samples under one another, padded on the right.
+    """Put samples under one another, padded on the right; questions apart have lines of their own.
 
     Shapes:
-        input_ids, labels, attention_mask: ``(samples, longest)``
+        input_ids, labels, attention_mask: ``(pieces, longest)``; most samples are one piece
+
+    Raises:
+        DataError: if a sample shares a picture among questions, which only packed rows can.
     """
-    longest = max(sample.num_tokens for sample in samples)
-    ids = torch.full((len(samples), longest), pad_id, dtype=torch.long)
+    lines = [line for sample in samples for line in _lines(sample)]
+    longest = max(len(line) for line, _ in lines)
+    ids = torch.full((len(lines), longest), pad_id, dtype=torch.long)
     labels = torch.full_like(ids, NOT_LEARNT)
     mask = torch.zeros_like(ids)
-    for index, sample in enumerate(samples):
-        ids[index, : sample.num_tokens] = torch.from_numpy(sample.ids)
-        labels[index, : sample.num_tokens] = torch.from_numpy(sample.labels)
-        mask[index, : sample.num_tokens] = 1
+    for index, (line, learnt) in enumerate(lines):
+        ids[index, : len(line)] = torch.from_numpy(line)
+        labels[index, : len(line)] = torch.from_numpy(learnt)
+        mask[index, : len(line)] = 1
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def by_piece(samples: Sequence[Planned], values: Sequence[Tensor]) -> list[Tensor]:
+    """Cut what there is for each sample into what there is for each of its pieces."""
+    found: list[Tensor] = []
+    for sample, value in zip(samples, values, strict=True):
+        found += value.split(list(sample.pieces)) if sample.pieces else [value]
+    return found
+
+
+def _lines(sample: Planned) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return ids and labels of every piece of a sample."""
+    if sample.shares:
+        raise DataError(
+            f"Sample {sample.id} of {sample.source} shares a picture among its questions, and a "
+            f"padded batch cannot. Plan it with share=False."
+        )
+    borders = np.cumsum(sample.pieces)[:-1]
+    return list(zip(np.split(sample.ids, borders), np.split(sample.labels, borders), strict=True))
 
 
 def _row(pieces: Sequence[np.ndarray[Any, Any]]) -> Tensor:

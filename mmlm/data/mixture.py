@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmlm.config import Config, read_yaml
-from mmlm.data.base import Source, SourceConfig, sources
+from mmlm.data.base import Source, SourceConfig, SourcePart, sources
 from mmlm.data.facts import facts_of
 from mmlm.data.order import key_of, permute
 from mmlm.data.sources_files import SUFFIXES
@@ -72,6 +72,7 @@ class Mixture:
         self, opened: Sequence[tuple[Source, Share]], *, seed: int = 0, shuffle: bool = True
     ) -> None:
         self.sources = [source for source, _ in opened]
+        self._shares = [share for _, share in opened]
         self._counts = [share.rows_an_epoch(len(source)) for source, share in opened]
         self._ends = list(accumulate(self._counts))
         self._seed, self._shuffle = seed, shuffle
@@ -84,6 +85,27 @@ class Mixture:
         if not self._ends or self._ends[-1] == 0:
             names = ", ".join(source.name for source in self.sources) or "none"
             raise DataError(f"There is not one row to learn from. Sources: {names}.")
+
+    @property
+    def splits(self) -> bool:
+        """Whether ranks read parts of their own: where a stream is to be split among them."""
+        return any(stream.split for stream in self._streams.values())
+
+    def part(self, number: int, of: int) -> Mixture:
+        """Return the mixture of one of several readers, such as a rank or a worker of one.
+
+        Streams are split by shards, other sources by rows; all parts together are the whole.
+
+        Raises:
+            DataError: if a stream has fewer shards than there are readers.
+        """
+        parts: list[Source] = [
+            source.part(number, of) if isinstance(source, StreamSource)
+            else SourcePart(source, number, of)
+            for source in self.sources
+        ]  # fmt: skip
+        opened = list(zip(parts, self._shares, strict=True))
+        return Mixture(opened, seed=self._seed, shuffle=self._shuffle)
 
     @property
     def epoch_rows(self) -> int:

@@ -56,7 +56,7 @@ class Words:
 
 
 class OwnRow(NamedTuple):
-    """One usable row."""
+    """One usable row; `more` holds the later questions of a conversation, with their answers."""
 
     number: int
     id: str
@@ -64,6 +64,12 @@ class OwnRow(NamedTuple):
     question: str
     answer: str
     group: str | None
+    more: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """All questions with their answers."""
+        return ((self.question, self.answer), *self.more)
 
 
 class Opened(NamedTuple):
@@ -180,20 +186,31 @@ def _samples(source: Source) -> Iterator[tuple[int, Sample | BadRowError]]:
 
 
 def _row(number: int, sample: Sample, words: Words) -> OwnRow:
-    """Take one question, one answer and the pictures out of a sample."""
-    if [message.role for message in sample.messages] != ["user", "assistant"]:
+    """Take questions, answers and the pictures out of a sample."""
+    roles = [message.role for message in sample.messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
         raise BadRowError(
             "unknown_shape",
-            "a conversation of several turns; name the file itself under `data:` of a recipe",
+            f"turns of {', '.join(roles)}, where questions and answers were expected in turn; "
+            f"name the file itself under `data:` of a recipe",
         )
-    asked, told = sample.messages
+    asked, told, *later = sample.messages
+    if images_of(later):
+        raise BadRowError(
+            "unknown_shape",
+            "a picture in a later turn; name the file itself under `data:` of a recipe",
+        )
     images = tuple(str(image) for image in images_of([asked]))
     if not images:
         raise BadRowError("no_image_file", "the row names no picture")
     group = None if words.group is None else sample.meta.get(words.group)
     named = None if group is None or group == "" else str(group)
     question = asked.text.strip() or words.ask
-    return OwnRow(number, sample.id, images, question, told.text.strip(), named)
+    more = tuple(
+        (one.text.strip(), other.text.strip())
+        for one, other in zip(later[::2], later[1::2], strict=True)
+    )
+    return OwnRow(number, sample.id, images, question, told.text.strip(), named, more)
 
 
 def _check_columns(path: Path, words: Words, rows: list[OwnRow], drops: list[Drop]) -> None:

@@ -91,7 +91,9 @@ def write_own(
     facts = _facts(found, splits, len(groups), [(names[a], names[b]) for a, b in pairs])
     with atomic_folder(out) as folder:
         for name, rows in splits.items():
-            lines = [json.dumps(_plain(row, out), ensure_ascii=False) for row in rows]
+            # A benchmark asks each question of a conversation by itself.
+            written = [one for row in rows for one in (_alone(row) if name == "test" else [row])]
+            lines = [json.dumps(_plain(row, out), ensure_ascii=False) for row in written]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         drops = [json.dumps(drop._asdict(), ensure_ascii=False) for drop in found.drops]
         (folder / "left_out.jsonl").write_text("".join(f"{d}\n" for d in drops), encoding="utf-8")
@@ -129,9 +131,26 @@ def _keys(row: OwnRow, looks: dict[str, int]) -> list[tuple[str, str | int]]:
 def _plain(row: OwnRow, out: Path) -> dict[str, Any]:
     """Return a row as it is written; its paths begin at the folder."""
     images = [Path(os.path.relpath(image, out.absolute())).as_posix() for image in row.images]
-    values: dict[str, Any] = {"id": row.id, "image": images[0] if len(images) == 1 else images,
-                              "question": row.question, "answer": row.answer}  # fmt: skip
+    values: dict[str, Any] = {"id": row.id, "image": images[0] if len(images) == 1 else images}
+    if row.more:
+        values["conversations"] = [
+            {"from": speaker, "value": text}
+            for pair in row.turns
+            for speaker, text in zip(("human", "gpt"), pair, strict=True)
+        ]
+    else:
+        values |= {"question": row.question, "answer": row.answer}
     return values if row.group is None else {**values, "group": row.group}
+
+
+def _alone(row: OwnRow) -> list[OwnRow]:
+    """Make a row of every question."""
+    if not row.more:
+        return [row]
+    return [
+        row._replace(id=f"{row.id}-{number}", question=question, answer=answer, more=())
+        for number, (question, answer) in enumerate(row.turns)
+    ]
 
 
 def _facts(
@@ -148,9 +167,10 @@ def _facts(
         "formats": dict(Counter(picture.format for picture in pictures).most_common()),
         "width_px": _spread([picture.width for picture in pictures]),
         "height_px": _spread([picture.height for picture in pictures]),
-        "question_words": _spread([len(row.question.split()) for row in found.rows]),
-        "answer_words": _spread([len(row.answer.split()) for row in found.rows]),
-        "different_answers": len({row.answer for row in found.rows}),
+        "turns": _spread([len(row.turns) for row in found.rows]),
+        "question_words": _spread([len(q.split()) for row in found.rows for q, _ in row.turns]),
+        "answer_words": _spread([len(a.split()) for row in found.rows for _, a in row.turns]),
+        "different_answers": len({a for row in found.rows for _, a in row.turns}),
         "groups": len({row.group for row in found.rows if row.group is not None}),
         "rows_without_group": sum(row.group is None for row in found.rows),
         "near_duplicates": len(pairs),
@@ -181,6 +201,12 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
         f"{facts['different_answers']:,} different ones",
         f"alike       {facts['near_duplicates']:,} pairs of pictures look alike",
     ]  # fmt: skip
+    if facts["turns"][2] > 1:
+        low, middle, high = facts["turns"]
+        lines.append(
+            f"questions   {low} to {high} a row, half of the rows with up to {middle}; the test "
+            f"asks each by itself"
+        )
     if facts["groups"]:
         alone = facts["rows_without_group"]
         rest = f"; {alone:,} rows have none, and stand alone" if alone else ""
@@ -199,7 +225,7 @@ def _source_text(found: Found) -> str:
 
 def _benchmark_text(found: Found, test: list[OwnRow]) -> str:
     scorer, why = _scorer(found.rows)
-    longest = sorted(len(row.answer.split()) for row in found.rows)
+    longest = sorted(len(answer.split()) for row in found.rows for _, answer in row.turns)
     words = longest[int(0.95 * (len(longest) - 1))]
     return (
         f"# {found.source.name}: {len(test)} rows that share no group and no look with others.\n"
@@ -212,7 +238,7 @@ def _benchmark_text(found: Found, test: list[OwnRow]) -> str:
 
 def _scorer(rows: Sequence[OwnRow]) -> tuple[str, str]:
     """Choose how answers are marked, from what they look like."""
-    answers = {row.answer.strip().lower().rstrip(".") for row in rows}
+    answers = {answer.strip().lower().rstrip(".") for row in rows for _, answer in row.turns}
     if answers <= {"yes", "no"}:
         return "yes_no", "every answer is yes or no"
     if len(answers) <= _FEW_ANSWERS and max(len(a.split()) for a in answers) <= _SHORT_WORDS:
@@ -221,7 +247,7 @@ def _scorer(rows: Sequence[OwnRow]) -> tuple[str, str]:
 
 
 def _recipe_text(found: Found, train: list[OwnRow], model: dict[str, Any]) -> str:
-    words = sum(len(row.question.split()) + len(row.answer.split()) for row in train)
+    words = sum(len(text.split()) for row in train for pair in row.turns for text in pair)
     tokens = len(train) * _IMAGE_AND_PROMPT_TOKENS + 2 * words
     step_tokens = 16_384 if tokens / 16_384 >= _STEPS_WANTED else 4_096
     every = max(1, round(tokens / step_tokens / 4))

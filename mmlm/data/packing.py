@@ -2,8 +2,8 @@
 
 Samples wait in a pool. The one that has waited longest opens the next row, and the others are
 chosen so that the row becomes as full as it can: a subset sum over their lengths, a few big
-integers of work. Two budgets, tokens and image tiles; a sample is never cut. The packer
-sees lengths only, and which samples wait is its whole state, so a run goes on exactly.
+integers of work. Budgets of tokens, image tiles and encoder patches; a sample is never cut. The
+packer sees lengths only, and which samples wait is its whole state, so a run goes on exactly.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class PackingConfig(Config):
     max_tiles: int = Field(default=256, ge=1)
     """Most image tiles in a row. This bounds the encoder's memory; the text is bounded already."""
 
+    max_patches: int | None = Field(default=None, ge=1)
+    """Most patches that the encoder sees in a row, before a reducer joins them. For encoders that
+    take pictures at their own size, where a tile may hold ten patches or ten thousand."""
+
+    alike: bool = False
+    """Whether samples of like length stand under one another, padded, instead of one behind the
+    other."""
+
 
 class Packable(Protocol):
     """What the packer needs to know of a sample."""
@@ -53,6 +61,11 @@ class Packable(Protocol):
         ...
 
 
+def patches_of(sample: Any) -> int:
+    """Return the patches that the encoder sees of a sample; what has no pictures has none."""
+    return int(getattr(sample, "num_patches", 0))
+
+
 @dataclass
 class Row:
     """Samples that share one row, oldest first."""
@@ -68,6 +81,11 @@ class Row:
     def num_tiles(self) -> int:
         """The image tiles of the row."""
         return sum(sample.num_tiles for sample in self.samples)
+
+    @property
+    def num_patches(self) -> int:
+        """The patches that the encoder sees for the row."""
+        return sum(map(patches_of, self.samples))
 
 
 class Packer:
@@ -93,25 +111,47 @@ class Packer:
         """Make a row of the oldest sample and of those that fill the rest best."""
         oldest, *others = self._pool
         room = self.config.row_tokens - oldest.num_tokens
-        chosen = [oldest, *_fill(others, room)]
-        if sum(sample.num_tiles for sample in chosen) > self.config.max_tiles:
-            chosen = self._within_both(oldest, others)
+        if self.config.alike:
+            chosen = self._alike(oldest, others)
+        else:
+            chosen = [oldest, *_fill(others, room)]
+            if not self._may_be_seen(chosen):
+                chosen = self._within_both(oldest, others)
         taken = {id(sample) for sample in chosen}
         self._pool = [sample for sample in self._pool if id(sample) not in taken]
         return Row(chosen)
 
     def _within_both(self, oldest: Packable, others: Sequence[Packable]) -> list[Packable]:
-        """Choose greedily, longest first, where the tiles are the scarcer budget."""
+        """Choose greedily, longest first, where what the encoder sees is the scarcer budget."""
         chosen = [oldest]
-        tokens, tiles = oldest.num_tokens, oldest.num_tiles
+        tokens = oldest.num_tokens
         for sample in sorted(others, key=lambda other: -other.num_tokens):
-            if (
-                tokens + sample.num_tokens <= self.config.row_tokens
-                and tiles + sample.num_tiles <= self.config.max_tiles
+            if tokens + sample.num_tokens <= self.config.row_tokens and self._may_be_seen(
+                [*chosen, sample]
             ):
                 chosen.append(sample)
-                tokens, tiles = tokens + sample.num_tokens, tiles + sample.num_tiles
+                tokens += sample.num_tokens
         return chosen
+
+    def _may_be_seen(self, chosen: Sequence[Packable]) -> bool:
+        """Whether the encoder's budgets hold: tiles, and patches where they are limited."""
+        if sum(sample.num_tiles for sample in chosen) > self.config.max_tiles:
+            return False
+        most = self.config.max_patches
+        return most is None or sum(map(patches_of, chosen)) <= most
+
+    def _alike(self, oldest: Packable, others: Sequence[Packable]) -> list[Packable]:
+        """Choose those of the nearest lengths, padding counted, and keep them in their order."""
+        chosen = [oldest]
+        longest = oldest.num_tokens
+        for sample in sorted(others, key=lambda one: abs(one.num_tokens - oldest.num_tokens)):
+            longer = max(longest, sample.num_tokens)
+            if longer * (len(chosen) + 1) <= self.config.row_tokens and self._may_be_seen(
+                [*chosen, sample]
+            ):
+                chosen.append(sample)
+                longest = longer
+        return sorted(chosen, key=lambda one: one.position)
 
     @property
     def waiting(self) -> Sequence[Any]:

@@ -66,6 +66,8 @@ class Step:
         consumed: How many samples all steps up to this one have used or dropped.
         state: From where the stream goes on after this step.
         capacity_tokens: How many tokens the rows could have held.
+        rank: Whose rows these are.
+        world: The number of ranks.
     """
 
     rows: list[PreparedRow]
@@ -77,6 +79,25 @@ class Step:
     consumed: int
     state: dict[str, Any]
     capacity_tokens: int
+    rank: int = 0
+    world: int = 1
+
+    def drops_of_all(self, gather: Callable[[list[Any]], list[Any]]) -> list[Drop]:
+        """Return what was left out while planning, and on any rank while decoding.
+
+        The order is that of one process. Every rank calls this.
+
+        Args:
+            gather: Joins the lists of all ranks.
+        """
+        mine = [
+            (self.rank + index * self.world, place, drop)
+            for index, row in enumerate(self.rows)
+            for place, drop in enumerate(row.drops)
+        ]
+        known = len(self.drops) - len(mine)
+        found = sorted(gather(mine), key=lambda one: one[:2])
+        return self.drops[:known] + [drop for _, _, drop in found]
 
 
 _MOST_DROPS_UNTOLD = 1000
@@ -137,6 +158,7 @@ class StepStream:
                 step, futures = item
                 step.rows = [future.result() for future in futures]
                 step.drops += [drop for row in step.rows for drop in row.drops]
+                step.rank, step.world = self._rank, self._world
                 yield step
         finally:
             self._stop.set()

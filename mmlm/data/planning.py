@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,12 @@ from PIL import Image
 
 from mmlm.data.mixture import Mixture
 from mmlm.data.schema import BadRowError, Drop, Sample
+from mmlm.data.sharing import NOT_LEARNT, Coded, join, parted_questions
 from mmlm.errors import AlignmentError, ConfigError, ImageError
 from mmlm.features import Size
 from mmlm.images import read_size, split_reference
-from mmlm.messages import images_of
+from mmlm.messages import Message, images_of
 from mmlm.processing import MMLMProcessor
-
-NOT_LEARNT = -100
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Planned:
     Shapes:
         ids, labels: ``(tokens,)``, placeholders expanded; the first label is never learnt,
             because nothing stands before it that could predict it
+        pieces: lengths of stretches that do not see one another, or nothing for one stretch
+        shares: whether the first piece is seen by all others
     """
 
     position: int
@@ -47,6 +49,9 @@ class Planned:
     images: tuple[Any, ...]
     num_tiles: int
     sizes: tuple[Size, ...] = ()
+    num_patches: int = 0
+    pieces: tuple[int, ...] = ()
+    shares: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -67,14 +72,25 @@ class Planner:
         processor: Counts image tokens and renders conversations.
         max_tokens: Longer samples are dropped.
         max_tiles: Samples with more image tiles are dropped.
+        max_patches: Samples of which the encoder would see more patches are dropped.
+        share: Whether questions that are learnt apart share their pictures' tokens, which the
+            attention must be able to do.
     """
 
     def __init__(
-        self, mixture: Mixture, processor: MMLMProcessor, *, max_tokens: int, max_tiles: int
+        self,
+        mixture: Mixture,
+        processor: MMLMProcessor,
+        *,
+        max_tokens: int,
+        max_tiles: int,
+        max_patches: int | None = None,
+        share: bool = False,
     ) -> None:
         self.mixture = mixture
         self.processor = processor
         self.max_tokens, self.max_tiles = max_tokens, max_tiles
+        self.max_patches, self.share = max_patches, share
 
     def plan(self, position: int) -> Planned | Drop:
         """Plan the sample at a position, or say why it is left out."""
@@ -98,8 +114,16 @@ class Planner:
                 f"{planned.num_tokens} tokens, {sum(tokens)} of them image tokens; a row "
                 f"has {self.max_tokens} (`run.row_tokens`)",
             )
-        if num_tiles > self.max_tiles:
-            raise BadRowError("too_long", f"{num_tiles} image tiles; a row has {self.max_tiles}")
+        if planned.num_tiles > self.max_tiles:
+            raise BadRowError(
+                "too_long", f"{planned.num_tiles} image tiles; a row has {self.max_tiles}"
+            )
+        if self.max_patches is not None and planned.num_patches > self.max_patches:
+            raise BadRowError(
+                "too_long",
+                f"{planned.num_patches:,} patches; a row has {self.max_patches:,} "
+                f"(`run.row_patches`)",
+            )
         if planned.num_labels == 0:
             raise BadRowError("no_labels", f"none of {planned.num_tokens} tokens is learnt")
         return planned
@@ -123,6 +147,13 @@ class Planner:
             sizes.append(size)
         return tokens, num_tiles, sizes
 
+    def _patches(self, size: Size) -> int:
+        """Count what the encoder sees of a picture, before anything reduces it."""
+        if self.max_patches is None:
+            return 0
+        counter = self.processor.image_processor.counter
+        return sum(counter.facts.out_grid(t.size).num_tokens for t in counter.plan(size).tiles)
+
     def _encode(
         self,
         sample: Sample,
@@ -133,25 +164,34 @@ class Planner:
         num_tiles: int,
         sizes: list[Size],
     ) -> Planned:
-        try:
-            encoded = self.processor.chat.encode(
-                sample.messages, image_tokens=tokens, with_labels=True
-            )
-        except (ConfigError, AlignmentError, UnicodeError) as error:
-            raise BadRowError("bad_template", str(error)) from None
-        assert encoded.labels is not None
-        labels = np.array(encoded.labels, dtype=np.int64)
-        labels[:1] = NOT_LEARNT
+        parts = parted_questions(sample.messages) if sample.apart else None
+        coded = [self._coded(one, tokens) for one in parts or [sample.messages]]
+        joined = join(coded, share=self.share)
+        # Without sharing, every question has the pictures again.
+        times = 1 if joined.shares else len(coded)
         return Planned(
             position=position,
             source=sample.source,
             row=row,
             id=sample.id,
-            ids=np.array(encoded.ids, dtype=np.int64),
-            labels=labels,
-            images=tuple(pictures),
-            num_tiles=num_tiles,
-            sizes=tuple(sizes),
+            ids=joined.ids,
+            labels=joined.labels,
+            images=tuple(pictures) * times,
+            num_tiles=num_tiles * times,
+            sizes=tuple(sizes) * times,
+            num_patches=sum(self._patches(size) for size in sizes) * times,
+            pieces=joined.pieces if len(joined.pieces) > 1 else (),
+            shares=joined.shares,
+        )
+
+    def _coded(self, messages: Sequence[Message], tokens: list[int]) -> Coded:
+        try:
+            encoded = self.processor.chat.encode(messages, image_tokens=tokens, with_labels=True)
+        except (ConfigError, AlignmentError, UnicodeError) as error:
+            raise BadRowError("bad_template", str(error)) from None
+        assert encoded.labels is not None
+        return Coded(
+            encoded.ids, encoded.labels, max((e for _, e in encoded.image_spans), default=0)
         )
 
 

@@ -1,19 +1,19 @@
 """Shows samples as the model sees them: every token, what is learnt in colour, what was dropped.
 
-Image tokens are folded into one mark with their number. The colours of a terminal and of a
-page are the same two: plain is read, marked is learnt. Nothing is trained and no pixel opened
-beyond headers.
+Image tokens are folded into one mark with their number. Plain is read, green is learnt; the
+page with tiles is written by `preview_page`. Nothing is trained and no pixel opened beyond headers.
+What would be lost in silence elsewhere is a complaint here: see `complaint`.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmlm.data.planning import NOT_LEARNT, Planned, Planner
-from mmlm.data.schema import Drop
+from mmlm.data.schema import CAUSES, Drop
 from mmlm.processing import MMLMProcessor
 
 
@@ -73,6 +73,62 @@ def survey(planner: Planner, positions: Iterable[int]) -> Survey:
     return found
 
 
+GRAVE: dict[str, str] = {
+    "no_labels": "learn nothing of them, or mark turns with `learn`",
+    "bad_template": "give `model.language` another chat template, or mend the turns",
+    "no_image_file": "set `images:` of the source to the folder of the pictures, or fetch them",
+    "too_long": "raise `run.row_tokens`: an answer is never cut, so the whole sample is left out",
+}
+"""Causes that most often mean a mistake in the recipe and not in a few rows, with the mend."""
+
+
+def complaint(found: Survey, *, budget: float) -> str | None:
+    """Say what is wrong with a data set as a whole, or None.
+
+    Args:
+        found: What some of its samples look like.
+        budget: The share of samples that may be left out.
+    """
+    looked_at = len(found.samples) + len(found.drops)
+    counts = Counter(drop.cause for drop in found.drops)
+    if looked_at and not found.samples:
+        cause = counts.most_common(1)[0][0]
+        return (
+            f"Not one of {looked_at:,} samples can be used, most of them because {CAUSES[cause]} "
+            f"({cause}). Such as: {_example(found, cause)}"
+        )
+    for cause, mend in GRAVE.items():
+        if counts[cause] > budget * looked_at:
+            return (
+                f"{counts[cause]:,} of {looked_at:,} samples are left out because {CAUSES[cause]} "
+                f"({cause}); `run.drop_budget` allows {budget:.1%}. To mend it, {mend}. Such as: "
+                f"{_example(found, cause)}"
+            )
+    return None
+
+
+def told(found: Survey, processor: MMLMProcessor) -> list[str]:
+    """Say in a few lines what samples look like, and what was left out."""
+    lines: list[str] = []
+    for (source, cause), count in sorted(Counter((d.source, d.cause) for d in found.drops).items()):
+        example = next(d for d in found.drops if (d.source, d.cause) == (source, cause))
+        lines.append(f"  dropped   {count:,} of {source}: {cause} ({CAUSES[cause]})")
+        lines.append(f"            such as row {example.row}: {example.detail}")
+    if found.samples:
+        tokens, image = found.num_tokens, found.image_tokens(processor.image_token_id)
+        lines.append(
+            f"samples     {tokens / len(found.samples):.0f} tokens on average, longest "
+            f"{found.longest():,}; {100 * image / tokens:.0f} % are image tokens, "
+            f"{100 * found.num_labels / tokens:.0f} % are learnt"
+        )
+    return lines
+
+
+def _example(found: Survey, cause: str) -> str:
+    drop = next(drop for drop in found.drops if drop.cause == cause)
+    return f"{drop.source}, row {drop.row}: {drop.detail}"
+
+
 def pieces(sample: Planned, processor: MMLMProcessor) -> list[Piece]:
     """Return a sample as stretches of text, images folded."""
     tokenizer, image_id = processor.tokenizer, processor.image_token_id
@@ -101,37 +157,19 @@ def as_terminal(sample: Planned, processor: MMLMProcessor, *, colour: bool = Tru
         f"{on}{_visible(piece.text)}{off}" if piece.learnt else _visible(piece.text)
         for piece in pieces(sample, processor)
     )
-    return f"{_title(sample)}\n{text.rstrip()}"
+    return f"{title_of(sample)}\n{text.rstrip()}"
 
 
-def as_html(samples: Sequence[Planned], processor: MMLMProcessor) -> str:
-    """Return a page with samples; what is learnt has a green ground."""
-    blocks: list[str] = []
-    for sample in samples:
-        spans = "".join(
-            f"<mark>{html.escape(piece.text)}</mark>" if piece.learnt else html.escape(piece.text)
-            for piece in pieces(sample, processor)
-        )
-        blocks.append(f"<h2>{html.escape(_title(sample))}</h2>\n<pre>{spans}</pre>")
-    style = (
-        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "pre{white-space:pre-wrap;background:#f6f6f4;padding:1rem;border-radius:.5rem}"
-        "mark{background:#b9e6c3}h2{font-size:1rem}"
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>What the model sees</title><style>{style}</style></head><body>\n"
-        "<h1>What the model sees</h1>\n<p>Marked text is learnt; the rest is read.</p>\n"
-        + "\n".join(blocks)
-        + "\n</body></html>\n"
-    )
-
-
-def _title(sample: Planned) -> str:
+def title_of(sample: Planned) -> str:
+    """Say in a line what a sample is."""
     images = f", {len(sample.images)} images" if len(sample.images) != 1 else ", 1 image"
+    apart = ""
+    if sample.pieces:
+        count = len(sample.pieces) - sample.shares
+        apart = f", {count} questions {'on shared tokens' if sample.shares else 'apart'}"
     return (
         f"{sample.source} {sample.id}: {sample.num_tokens} tokens, {sample.num_labels} "
-        f"learnt{images}"
+        f"learnt{images}{apart}"
     )
 
 

@@ -39,6 +39,7 @@ CAUSES: dict[str, str] = {
     "bad_template": "the loss mask of this conversation cannot be proven",
     "too_long": "the sample is longer than a row; it is never cut",
     "no_labels": "no token of the sample is learnt",
+    "no_pair": "the row is no pair of a chosen and a rejected answer",
 }
 """Every cause under which a row can be dropped, with what it means."""
 
@@ -66,12 +67,14 @@ class Sample:
         source: The name of the source.
         messages: The turns; images are paths, bytes or PIL images.
         meta: Whatever else the row said, for reports.
+        apart: Whether its questions are to be learnt apart from one another.
     """
 
     id: str
     source: str
     messages: tuple[Message, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    apart: bool = False
 
 
 class Drop(NamedTuple):

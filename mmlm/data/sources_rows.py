@@ -16,7 +16,7 @@ import binascii
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -66,6 +66,14 @@ class RowReader(Config):
     max_images: int = Field(default=64, ge=1)
     """Most images in one row; a row with more is dropped and counted."""
 
+    turns: Literal["chain", "apart"] = "chain"
+    """`chain`: an answer sees the turns before it. `apart`: the questions of a row have nothing to
+    do with each other; each sees the picture and itself alone, and they share its tokens where the
+    attention can (`segments`). Rows with pictures between the turns stay chains."""
+
+    learn: Literal["answers", "all"] = "answers"
+    """`all`: what the user asks is learnt too, from its picture (SQ-LLaVA, arXiv 2403.11299)."""
+
     def read(self, row: Any, *, number: int, source: str, folder: Path) -> Sample:
         """Turn one parsed row into a sample.
 
@@ -90,7 +98,12 @@ class RowReader(Config):
             raise BadRowError("too_many_images", f"{num_images}, at most {self.max_images} may be")
         home = folder / self.images if self.images else folder
         messages = [_with_paths(message, home) for message in messages]
-        return Sample(self.name_of(row, number), source, tuple(messages), self._meta(row))
+        if self.learn == "all":
+            messages = [_asked_too(message) for message in messages]
+        return Sample(
+            self.name_of(row, number), source, tuple(messages), self._meta(row),
+            apart=self.turns == "apart",
+        )  # fmt: skip
 
     def name_of(self, row: dict[str, Any], number: int) -> str:
         """Return the name of a row: its id, or its number where it has none."""
@@ -140,6 +153,14 @@ class RowsConfig(SourceConfig):
     max_images: int = Field(default=64, ge=1)
     """Most images in one row; a row with more is dropped and counted."""
 
+    turns: Literal["chain", "apart"] = "chain"
+    """`chain`: an answer sees the turns before it. `apart`: the questions of a row have nothing to
+    do with each other; each sees the picture and itself alone, and they share its tokens where the
+    attention can (`segments`). Rows with pictures between the turns stay chains."""
+
+    learn: Literal["answers", "all"] = "answers"
+    """`all`: what the user asks is learnt too, from its picture (SQ-LLaVA, arXiv 2403.11299)."""
+
     def reader(self) -> RowReader:
         """Return what turns a row into a sample."""
         return RowReader(
@@ -148,6 +169,8 @@ class RowsConfig(SourceConfig):
             system=self.system,
             images=self.images,
             max_images=self.max_images,
+            turns=self.turns,
+            learn=self.learn,
         )
 
 
@@ -158,6 +181,13 @@ def _text(value: Any, key: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadRowError("wrong_type", f"`{key}` is {short(value)}, not text")
     return str(value)
+
+
+def _asked_too(message: Message) -> Message:
+    """Let a user's turn be learnt, unless its row says otherwise."""
+    if message.role != "user" or message.learn is not None:
+        return message
+    return Message(message.role, message.content, learn=True)
 
 
 def _with_paths(message: Message, folder: Path) -> Message:

@@ -65,6 +65,39 @@ class Shards(ABC):
     def count(self) -> int | None:
         """Return the number of rows, or None if only reading everything could tell."""
 
+    def part(self, numbers: list[int]) -> Shards:
+        """Return some of the shards, as a list of their own."""
+        return ShardsPart(self, numbers)
+
+
+class ShardsPart(Shards):
+    """Some shards of a list.
+
+    Args:
+        whole: The list.
+        numbers: Which of it.
+    """
+
+    def __init__(self, whole: Shards, numbers: list[int]) -> None:
+        self._whole, self._numbers = whole, numbers
+        self.names = [whole.names[number] for number in numbers]
+
+    def open(self, number: int) -> OpenShard:
+        """Open a shard."""
+        return self._whole.open(self._numbers[number])
+
+    def go_on(self, number: int, state: Any) -> OpenShard:
+        """Open a shard where a state says."""
+        return self._whole.go_on(self._numbers[number], state)
+
+    def fingerprint(self) -> str:
+        """Return what the whole is, and which part this is."""
+        return f"{self._whole.fingerprint()}-{key_of(*self._numbers):016x}"
+
+    def count(self) -> int | None:
+        """Only reading them would tell."""
+        return None
+
 
 class Walk:
     """All rows of all shards, epoch after epoch, `at_once` shards in turn.
@@ -154,6 +187,8 @@ class StreamSource(Source):
         num_rows: The rows of an epoch, for shares and schedules.
         window: How many rows are shuffled among themselves.
         at_once: How many shards are read in turn.
+        counted: Whether `num_rows` was counted in the shards, and not said by the recipe.
+        split: Whether each rank reads shards of its own.
     """
 
     def __init__(
@@ -166,8 +201,11 @@ class StreamSource(Source):
         num_rows: int,
         window: int,
         at_once: int,
+        counted: bool = False,
+        split: bool = True,
     ) -> None:
         self.name = name
+        self._counted, self.split = counted, split
         self._shards, self._reader, self._folder = shards, reader, folder
         self._num_rows, self._window, self._at_once = num_rows, window, at_once
         self._windows_an_epoch = -(-num_rows // window)
@@ -185,6 +223,28 @@ class StreamSource(Source):
 
     def __len__(self) -> int:
         return self._num_rows
+
+    def part(self, number: int, of: int) -> StreamSource:
+        """Return the stream of every `of`-th shard, beginning with `number`.
+
+        Raises:
+            DataError: if there are fewer shards than parts.
+        """
+        if len(self._shards.names) < of:
+            raise DataError(
+                f"{self.name} has {len(self._shards.names)} shards, too few for {of} readers that "
+                f"have shards of their own. Write the data into more shards, or let every rank "
+                f"read all of them: split: false."
+            )
+        numbers = list(range(number, len(self._shards.names), of))
+        shards = self._shards.part(numbers)
+        num_rows = shards.count() if self._counted else None
+        if num_rows is None:
+            num_rows = max(1, self._num_rows * len(numbers) // len(self._shards.names))
+        return StreamSource(
+            self.name, shards, self._reader, folder=self._folder, num_rows=num_rows,
+            window=self._window, at_once=self._at_once, counted=self._counted, split=self.split,
+        )  # fmt: skip
 
     def sample(self, row: int) -> Sample:
         """Read on to a row and shape it; going back costs reading its window again."""
@@ -265,6 +325,10 @@ class StreamConfig(RowsConfig):
     shards_at_once: int = Field(default=8, ge=1)
     """How many shards are read in turn, so that neighbours come from different ones."""
 
+    split: bool = True
+    """Whether each rank of a run on several reads shards of its own, and packs them by itself. The
+    order then hangs on the number of ranks. Otherwise every rank reads all shards."""
+
     def stream(self, name: str, shards: Shards, folder: Path) -> Source:
         """Make the source of opened shards.
 
@@ -285,4 +349,6 @@ class StreamConfig(RowsConfig):
             num_rows=num_rows,
             window=self.window,
             at_once=self.shards_at_once,
+            counted=self.rows is None,
+            split=self.split,
         )

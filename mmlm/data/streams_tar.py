@@ -265,6 +265,10 @@ class TarShards(Shards):
         """Open an archive at the offset of its next row."""
         return TarShard(self.names[number], self._columns, state)
 
+    def part(self, numbers: list[int]) -> Shards:
+        """Return some of the archives."""
+        return TarShards([self.names[number] for number in numbers], self._columns)
+
     def fingerprint(self) -> str:
         """Return a hash of the names, and of the sizes of archives on this machine."""
         parts = [

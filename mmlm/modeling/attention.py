@@ -52,14 +52,19 @@ def segment_attention(
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
     sliding_window: int | None = None,
+    seen_before: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally inside each segment of the one row.
+
+    A segment may go on from an earlier stretch of the row, as questions about one picture do: it
+    sees all of that stretch, as if it stood right behind it.
 
     Shapes:
         query: ``(1, heads, tokens, head_width)``
         key, value: ``(1, key_heads, tokens, head_width)``, where `key_heads` divides `heads`
         cu_seq_lens_q: ``(segments + 1,)``, the borders, from 0 to `tokens`
+        seen_before: ``(segments, 2)``, beginning and length of what each goes on from
         returns: ``(1, tokens, heads, head_width)``
     """
     if cu_seq_lens_q is None or query.shape[2] != key.shape[2]:
@@ -70,9 +75,13 @@ def segment_attention(
     lengths = cu_seq_lens_q.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = zip(*(state.split(lengths, dim=2) for state in (query, key, value)), strict=True)
+    earlier = [(0, 0)] * len(lengths) if seen_before is None else seen_before.tolist()
     outputs: list[Tensor] = []
-    for q, k, v in parts:
-        mask = _window_mask(q, sliding_window)
+    for (q, k, v), (start, count) in zip(parts, earlier, strict=True):
+        if count:
+            k = torch.cat([key[:, :, start : start + count], k], dim=2)
+            v = torch.cat([value[:, :, start : start + count], v], dim=2)
+        mask = _window_mask(q, sliding_window, count)
         outputs.append(
             scaled_dot_product_attention(
                 q,
@@ -88,13 +97,18 @@ def segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
-    """Return the causal mask of a sliding window, or None where the segment fits into it."""
+def _window_mask(query: Tensor, window: int | None, before: int = 0) -> Tensor | None:
+    """Return the mask of a sliding window, or of a segment that goes on from `before` tokens.
+
+    None where being causal is all there is to say.
+    """
     tokens = query.shape[2]
-    if window is None or tokens <= window:
+    slides = window is not None and before + tokens > window
+    if not before and not slides:
         return None
-    ones = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device)
-    return ones.tril() & ~ones.tril(-window)
+    ones = torch.ones(tokens, before + tokens, dtype=torch.bool, device=query.device)
+    mask = ones.tril(before)
+    return mask & ~ones.tril(before - window) if slides and window is not None else mask
 
 
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)

@@ -190,3 +190,33 @@ def test_words_of_one_action_are_refused_by_the_other(capsys):
     assert run(["data", "build", "quickstart", "--group", "a"]) == 2
     assert "--group; it belongs to mmlm data new" in capsys.readouterr().err
     assert run(["data", "new"]) == 2
+
+
+def test_conversations_of_several_turns_are_kept_and_asked_one_by_one_in_the_test(tmp_path, capsys):
+    rows = []
+    for number in range(24):
+        scene(number, 64).save(tmp_path / f"{number}.png")
+        turns = [("What is it?", f"thing {number}"), ("What colour?", "red"), ("Sure?", "yes")]
+        asked = turns[: 1 + number % 3]
+        said = [{"from": who, "value": text} for pair in asked
+                for who, text in zip(("human", "gpt"), pair, strict=True)]  # fmt: skip
+        rows.append({"image": f"{number}.png", "conversations": said})
+    between = [*rows[2]["conversations"][:2], {"from": "human", "value": "<image>\nAnd this?"},
+               {"from": "gpt", "value": "no"}]  # fmt: skip
+    rows.append({"image": "3.png", "conversations": between})
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run(["data", "new", str(tmp_path / "my.jsonl"), "--out", str(tmp_path / "made")]) == 0
+    said = capsys.readouterr().out
+    assert "1 to 3 a row" in said
+    assert "unknown_shape" in said
+    splits = splits_of(tmp_path / "made")
+    turns = {row["id"]: len(row.get("conversations", [1, 2])) // 2 for row in splits["train"]}
+    assert turns == {name: 1 + int(name) % 3 for name in turns}
+    assert all("conversations" not in row for row in splits["test"])
+    assert any(row["question"] == "What colour?" for row in splits["test"])
+    words = {"use": "jsonl", "path": "train.jsonl"}
+    source = sources.read(words, origin="data").open(tmp_path / "made")
+    lengths = {len(source.sample(row).messages) for row in range(len(source))}
+    assert lengths <= {2, 4, 6}
+    assert max(lengths) > 2
+    assert load_benchmark(tmp_path / "made" / "benchmark.yaml")

@@ -92,3 +92,23 @@ def test_a_resumed_run_counts_no_drop_twice(tmp_path):
     again.restore(state)
     assert again.dropped == 2
     assert len(path.read_text().splitlines()) == 2
+
+
+class Ragged(NamedTuple):
+    """A sample of an encoder that takes pictures at their own size."""
+
+    position: int
+    num_tokens: int
+    num_tiles: int
+    num_patches: int
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 300)), min_size=1, max_size=60),
+       st.booleans())  # fmt: skip
+def test_rows_keep_the_budget_of_patches_too_and_lose_nothing(sizes, alike):
+    packer = Packer(PackingConfig(row_tokens=64, pool_samples=8, max_patches=300, alike=alike))
+    samples = [Ragged(n, tokens, int(p > 0), p) for n, (tokens, p) in enumerate(sizes)]
+    rows = [row for sample in samples for row in packer.add(sample)] + packer.flush()
+    assert sorted(s.position for row in rows for s in row.samples) == list(range(len(samples)))
+    assert all(row.num_patches <= 300 for row in rows)
+    assert all(row.num_tokens <= 64 for row in rows)
