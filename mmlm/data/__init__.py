@@ -18,6 +18,7 @@ from mmlm.data.mixture import open_mixture as open_mixture
 from mmlm.data.mixture import read_mixture as read_mixture
 from mmlm.data.packing import Packer as Packer
 from mmlm.data.packing import PackingConfig as PackingConfig
+from mmlm.data.pairs import PairsConfig as PairsConfig
 from mmlm.data.quarantine import Quarantine as Quarantine
 from mmlm.data.schema import CAUSES as CAUSES
 from mmlm.data.schema import BadRowError as BadRowError

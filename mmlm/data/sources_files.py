@@ -140,7 +140,7 @@ class JsonLinesConfig(FileConfig):
     def open(self, folder: Path) -> Source:
         """Find the lines."""
         return FileSource(
-            self.title(), index_lines(self.locate(folder)), _parse_json, self.reader(),
+            self.title(), index_lines(self.locate(folder)), parse_line, self.reader(),
             unique_ids=self.unique_ids,
         )  # fmt: skip
 
@@ -152,7 +152,7 @@ class JsonConfig(FileConfig):
     def open(self, folder: Path) -> Source:
         """Find the elements of the array."""
         return FileSource(
-            self.title(), index_json(self.locate(folder)), _parse_json, self.reader(),
+            self.title(), index_json(self.locate(folder)), parse_line, self.reader(),
             unique_ids=self.unique_ids,
         )  # fmt: skip
 
@@ -199,7 +199,12 @@ class CsvConfig(FileConfig):
         return FileSource(self.title(), rows, parse, self.reader(), unique_ids=self.unique_ids)
 
 
-def _parse_json(raw: bytes) -> Any:
+def parse_line(raw: bytes) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        BadRowError: if it is none.
+    """
     try:
         return parse_json(raw)
     except (ValueError, RecursionError) as error:

@@ -9,9 +9,12 @@ towards what; `checkpoint` keeps it. To change what is trained, write a recipe; 
 objective, register one in `objectives`. No model is defined here and no file format is read.
 """
 
+from mmlm.training.distillation import DistillationConfig as DistillationConfig
 from mmlm.training.entry import train as train
+from mmlm.training.preference import PreferenceConfig as PreferenceConfig
 from mmlm.training.recipe import Recipe as Recipe
 from mmlm.training.recipe import RunConfig as RunConfig
 from mmlm.training.recipe import StageConfig as StageConfig
 from mmlm.training.recipe import read_recipe as read_recipe
+from mmlm.training.references import write_references as write_references
 from mmlm.training.word_match import WordMatchConfig as WordMatchConfig

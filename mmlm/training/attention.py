@@ -18,6 +18,8 @@ from mmlm.errors import ConfigError, TrainingError
 from mmlm.modeling import SEGMENTS, MMLMForConditionalGeneration
 from mmlm.modeling.backends import AttentionBackend, attention_backends, by_speed, is_known
 from mmlm.training.recipe import RunConfig
+from mmlm.training.whole_inputs import isolation_with_pictures
+from mmlm.whole import WholeModel
 
 _LENGTHS = (7, 12)
 # Packing changes the order of additions and nothing else. A leak moves logits by whole units.
@@ -30,6 +32,8 @@ class AttentionChoice(NamedTuple):
     backend: str
     packed: bool
     reason: str
+    shares: bool = False
+    """Whether questions about one picture share its tokens; see `mmlm.training.sharing`."""
 
 
 class Isolation(NamedTuple):
@@ -180,10 +184,18 @@ def set_attention(model: MMLMForConditionalGeneration, backend: str) -> None:
 
 
 @torch.no_grad()
-def prove_isolation(model: MMLMForConditionalGeneration) -> Isolation:
-    """Measure whether two samples that share a row see each other, and differ from being alone."""
+def prove_isolation(model: MMLMForConditionalGeneration | WholeModel) -> Isolation:
+    """Measure whether two samples that share a row see each other, and differ from being alone.
+
+    With pictures where the model is a stock class, which may treat them as it likes.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    if isinstance(model, WholeModel):
+        measured = isolation_with_pictures(model)
+        model.train(modes[model])
+        _put_back(modes)
+        return Isolation(*measured, _LARGEST_LEAK.get(model.dtype, 5e-2))
     device = model.lm_head.weight.device
     draw = torch.Generator().manual_seed(0)
     most = model.config.text_config.vocab_size
@@ -194,12 +206,16 @@ def prove_isolation(model: MMLMForConditionalGeneration) -> Isolation:
     together = _logits(model, [first, second])[0, _LENGTHS[0] :]
     changed = _logits(model, [other, second])[0, _LENGTHS[0] :]
     alone = model(input_ids=second, use_cache=False).logits[0]
-    for module, training in modes.items():
-        module.training = training
+    _put_back(modes)
     scale = float(alone.float().abs().max()) + 1e-9
     leak = float((together.float() - changed.float()).abs().max()) / scale
     difference = float((together.float() - alone.float()).abs().max()) / scale
     return Isolation(leak, difference, _LARGEST_LEAK.get(model.dtype, 5e-2))
+
+
+def _put_back(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
 
 
 def _ids(length: int, most: int, forbidden: int, draw: torch.Generator) -> Tensor:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmlm.data.collate import collate_packed, collate_padded
+from mmlm.data.collate import by_piece, collate_packed, collate_padded
+from mmlm.data.pairs import PlannedPair
 from mmlm.data.pipeline import PreparedRow
 from mmlm.features import Size, VisionFeatures
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.training.feature_cache import FeatureCache, ImageKeys
+from mmlm.training.whole_inputs import whole_inputs
+from mmlm.whole import WholeProcessor
 
 _TILES_AT_ONCE = 32
 
@@ -37,7 +40,7 @@ class Batcher:
     def __init__(
         self,
         model: MMLMForConditionalGeneration,
-        processor: MMLMProcessor,
+        processor: MMLMProcessor | WholeProcessor,
         *,
         packed: bool,
         cache: FeatureCache | None,
@@ -69,9 +72,18 @@ class Batcher:
             pad_id = self._processor.chat.stop_ids[0] if pad_id is None else pad_id
             inputs = dict(collate_padded(row.samples, pad_id=pad_id))
         if factors is not None:
-            pad = pad_sequence(factors, batch_first=True)
+            pad = pad_sequence(by_piece(row.samples, factors), batch_first=True)
             inputs["loss_weights"] = torch.cat(factors)[None] if self._packed else pad
         inputs = {key: value.to(self._device) for key, value in inputs.items()}
+        references = [one.reference for one in row.samples if isinstance(one, PlannedPair)]
+        if references and None not in references:
+            inputs["reference"] = torch.tensor(references, device=self._device)
+        if isinstance(self._processor, WholeProcessor):
+            looks: list[Any] = [look for _, look in row.images]
+            return inputs | whole_inputs(
+                self._model, self._processor, row.samples, looks,
+                packed=self._packed, device=self._device,
+            )  # fmt: skip
         if row.images:
             inputs |= self._vision(row)
         return inputs
@@ -86,9 +98,7 @@ class Batcher:
         grids = torch.tensor([list(grid) for grid in features.grids])
         return {"vision_values": features.values.to(self._device), "vision_grids": grids, **inputs}
 
-    def _features(
-        self, row: PreparedRow, sizes: list[Size], cache: FeatureCache
-    ) -> VisionFeatures:
+    def _features(self, row: PreparedRow, sizes: list[Size], cache: FeatureCache) -> VisionFeatures:
         """Encode what is new in this row, and take the rest from the cache."""
         pictures = [image for sample in row.samples for image in sample.images]
         known: dict[str, VisionFeatures] = {}
@@ -129,15 +139,3 @@ class Batcher:
             start = end
             cache.add(list(zip(keys[start - len(pieces) : start], pieces, strict=True)))
         return found
-
-
-def _by_picture(features: VisionFeatures, tiles: list[int]) -> list[VisionFeatures]:
-    """Split features into those of each picture, on the CPU as the cache gives them."""
-    values, grids, offsets = features.values.detach().cpu(), features.grids, features.offsets
-    pieces: list[VisionFeatures] = []
-    item = 0
-    for count in tiles:
-        span = slice(offsets[item], offsets[item + count])
-        pieces.append(VisionFeatures(values[span], grids[item : item + count]))
-        item += count
-    return pieces

@@ -3,6 +3,7 @@
 Public names begin with a part (vision, connector, language, head; adapters for what a stage
 adds) and go on as the parameter is called inside it, whatever wraps the model. A pattern that
 matches nothing is nearly always a misspelling; a silent freeze is the classic bug of this field.
+``vision.*[12:]`` means the layers from 12 on.
 
 Where there are adapters, ``language.layers.0.*`` means those that stand there, as
 ``adapters.language.layers.0.*`` does, and the language model's own weights stand still. A pattern
@@ -19,6 +20,7 @@ from torch import nn
 
 from mmlm.errors import ConfigError
 from mmlm.modeling import MMLMForConditionalGeneration
+from mmlm.training.depth import is_inside, split_slice
 
 PARTS = ("vision", "connector", "language", "head")
 _WRAPPERS = ("_orig_mod.", "module.", "base_model.model.", "_checkpoint_wrapped_module.")
@@ -105,8 +107,10 @@ def match_names(names: Sequence[str], patterns: Mapping[str, float]) -> dict[str
 
 def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern names a parameter, an adapter of it, or a module that holds it."""
+    pattern, layers = split_slice(pattern)
     ways = (name, name.removeprefix(_ADAPTERS))
-    return any(fnmatchcase(one, pattern) or one.startswith(f"{pattern}.") for one in ways)
+    named = any(fnmatchcase(one, pattern) or one.startswith(f"{pattern}.") for one in ways)
+    return named and is_inside(name, layers)
 
 
 def _no_match(idle: list[str], public: Mapping[str, str]) -> str:

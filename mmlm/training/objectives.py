@@ -8,13 +8,13 @@ class registered in `objectives`, whose `build` returns an `Objective`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmlm.config import PartConfig
-from mmlm.data.planning import NOT_LEARNT, Planned
+from mmlm.data.planning import NOT_LEARNT, Planned, Planner
 from mmlm.registry import Registry
 
 LossWeight = Literal["token", "sample", "sqrt"]
@@ -39,12 +39,20 @@ class Objective:
 class ObjectiveConfig(PartConfig):
     """Base of the configs of objectives."""
 
+    planner: ClassVar[type[Planner]] = Planner
+    """What makes samples of rows: single conversations, or pairs."""
+
     def build(self, *, loss_weight: LossWeight) -> Objective:
         """Return the objective; `loss_weight` says what counts the same."""
         raise NotImplementedError
 
 
 objectives: Registry[ObjectiveConfig] = Registry("objective")
+
+
+def planner_of(words: dict[str, Any], *, origin: str = "objective") -> type[Planner]:
+    """Return what makes the samples of an objective, given its words in a recipe."""
+    return objectives.read(words, origin=origin).planner
 
 
 @objectives.register("next_token")

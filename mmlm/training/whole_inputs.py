@@ -40,14 +40,24 @@ def whole_inputs(
         packed: Whether they share one row.
         device: Where the tensors go.
     """
-    counts = [len(sample.images) for sample in samples]
-    inputs = processor.image_processor.join(looks, counts) if looks else {}
-    if packed:
-        waiting, positions = list(looks), list[Tensor]()
-        for sample, count in zip(samples, counts, strict=True):
+    pictures = processor.image_processor
+    waiting, counts = list(looks), list[int]()
+    shown, positions = list[Look](), list[Tensor]()
+    for sample in samples:
+        # Pieces do not see one another; without sharing, each has pictures of its own.
+        borders = np.cumsum(sample.pieces)[:-1]
+        pieces = np.split(sample.ids, borders)
+        count = len(sample.images) // len(pieces)
+        for number, ids in enumerate(pieces):
             own, waiting = waiting[:count], waiting[count:]
-            seen = processor.image_processor.join(own, [count]) if own else {}
-            positions.append(model.positions(torch.from_numpy(sample.ids)[None], seen))
+            own = pictures.looks(sample.images[number * count :][:count], own) if own else []
+            shown += own
+            counts.append(count)
+            if packed:
+                seen = pictures.join(own, [count]) if own else {}
+                positions.append(model.positions(torch.from_numpy(ids)[None], seen))
+    inputs = pictures.join(shown, counts) if shown else {}
+    if packed:
         inputs["position_ids"] = torch.cat(positions, dim=-1)
     return {name: value.to(device) for name, value in inputs.items()}
 

@@ -88,7 +88,7 @@ class WholeChat(ChatFormat):
         text = "".join(atom.text for atom in atoms)
         ids, offsets = self._tokenise_plain(atoms) if collides else self._tokenise(text)
         labels = self._labels(ids, offsets, text, atoms, collides) if with_labels else None
-        spans = [] if collides else [_tokens_of(offsets, *place) for place in places]
+        spans = [_tokens_of(offsets, *place) for place in places]
         if not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)):
             num = len(self._prefix)
             ids = [*self._prefix, *ids]

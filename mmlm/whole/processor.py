@@ -32,16 +32,32 @@ Look = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """So many tiles; their places are the stock processor's affair."""
+class _Tile:
+    """One tile: as many patches as it has, in a row; where they lie is the processor's affair."""
 
-    tiles: tuple[Grid, ...]
+    size: Size
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The tiles of a picture."""
+
+    tiles: tuple[_Tile, ...]
 
 
 class _Policy:
     """What a stock processor opens."""
 
     readers = all_readers()
+
+
+class _Facts:
+    """What the encoder sees of a tile."""
+
+    @staticmethod
+    def out_grid(size: Size) -> Grid:
+        """Return the patches of a `_Tile`."""
+        return Grid(1, size.height, size.width)
 
 
 class WholeImages:
@@ -54,9 +70,13 @@ class WholeImages:
 
     def __init__(self, stock: Any, takes: frozenset[str]) -> None:
         self._stock, self._takes = stock, takes
-        self._texts: dict[tuple[Size, int], tuple[str, int]] = {}
-        self.policy = _Policy()
+        self._texts: dict[tuple[Size, int], tuple[str, _Plan]] = {}
+        self.policy, self.facts = _Policy(), _Facts()
         self.placeholder = ""
+
+    def to_json_string(self) -> str:
+        """Return everything that says how pictures become pixels."""
+        return str(self._stock.image_processor.to_json_string())
 
     @property
     def counter(self) -> WholeImages:
@@ -76,7 +96,7 @@ class WholeImages:
 
     def plan(self, size: Size) -> _Plan:
         """The tiles of a picture of this size, as far as memory is concerned."""
-        return _Plan((Grid(1, 1, 1),) * self._of_size(size, 1)[1])
+        return self._of_size(size, 1)[1]
 
     def expand(self, size: Size, beside: int) -> str:
         """Return the text that stands for a picture, one of so many in its sample."""
@@ -99,6 +119,19 @@ class WholeImages:
 
     pixels = look
 
+    def looks(self, pictures: Sequence[Any], alone: Sequence[Look] | None = None) -> list[Look]:
+        """Return what the model takes for the pictures of one sample.
+
+        Args:
+            pictures: The pictures.
+            alone: What `look` gave for each, if it was asked already.
+        """
+        found = [self.look(picture) for picture in pictures] if alone is None else list(alone)
+        if len(pictures) < 2 or _PER_SAMPLE not in found[0]:
+            return found
+        opened = [open_image(picture, readers=self.policy.readers) for picture in pictures]
+        return [self._ask(*opened)[1]]
+
     def join(self, looks: Sequence[Look], per_sample: Sequence[int]) -> dict[str, Tensor]:
         """Return what the model takes for the pictures of a batch, in reading order.
 
@@ -112,8 +145,8 @@ class WholeImages:
             joined[_PER_SAMPLE] = torch.tensor([count for count in per_sample if count])
         return joined
 
-    def _of_size(self, size: Size, beside: int) -> tuple[str, int]:
-        """Return the text of a picture, and how many tiles it becomes."""
+    def _of_size(self, size: Size, beside: int) -> tuple[str, _Plan]:
+        """Return the text of a picture, and the tiles that it becomes."""
         key = (size, beside)
         if key not in self._texts:
             blank = Image.new("RGB", (size.width, size.height), (127, 127, 127))
@@ -127,9 +160,7 @@ class WholeImages:
                     f"{type(self._stock).__name__} writes {beside} equal pictures differently "
                     f"({text[:80]!r}), so their tokens cannot be planned."
                 )
-            pixels = look.get("pixel_values")
-            tiles = 1 if pixels is None or pixels.dim() < 4 else pixels.shape[-4]
-            self._texts[key] = one, int(tiles) if pixels is not None else 1
+            self._texts[key] = one, _plan_of(look.get("pixel_values"))
         return self._texts[key]
 
     def _ask(self, *pictures: Image.Image) -> tuple[list[int], Look]:
@@ -145,6 +176,18 @@ class WholeImages:
             if name not in _OF_TEXT and name in self._takes
         }
         return values["input_ids"][0].tolist(), look
+
+
+def _plan_of(pixels: Tensor | None) -> _Plan:
+    """Read tiles and patches off what a processor made of a picture.
+
+    Shapes:
+        pixels: ``(…, tiles, channels, height, width)``, or ``(patches, numbers)``
+    """
+    if pixels is None or pixels.dim() < 4:
+        patches = 1 if pixels is None else pixels.shape[0]
+        return _Plan((_Tile(Size(1, int(patches))),))
+    return _Plan((_Tile(Size(1, 1)),) * int(pixels.shape[-4]))
 
 
 def _cat(values: Sequence[Tensor]) -> Tensor:
@@ -221,7 +264,7 @@ class WholeProcessor:
         )
         looks: Any = None
         if pictures and with_pixels:
-            looks = [self.image_processor.look(picture) for picture in pictures]
+            looks = self.image_processor.looks(pictures)
         return Encoded(encoded.ids, encoded.labels, looks, encoded.image_spans, encoded.text)
 
     def batch(self, prompts: Sequence[Encoded], model: Any) -> dict[str, Tensor]:
@@ -239,5 +282,6 @@ class WholeProcessor:
         shown: list[Any] = [prompt.pixel_values or [] for prompt in prompts]
         looks = [look for one in shown for look in one]
         if looks:
-            inputs |= self.image_processor.join(looks, [len(one) for one in shown])
+            counts = [len(prompt.image_spans) for prompt in prompts]
+            inputs |= self.image_processor.join(looks, counts)
         return {name: value.to(model.device) for name, value in inputs.items()}
