@@ -71,6 +71,11 @@ def fingerprint(assistant: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def hashed(text: str) -> str:
+    """Return a hash of a text that stands for a model which cannot be looked into."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 class AnswerLog:
     """An append-only file of answers, one JSON object a line.
 

@@ -5,8 +5,9 @@
 
 `LocalBackend` knows that a benchmark asks several questions about one picture, in several
 conditions: each picture goes through the encoder once, and its features are kept within a
-memory budget. Logits that are not numbers stop the run, because greedy decoding would turn
-them into an answer like any other.
+memory budget; what the language model made of it is shared as well (see `shared_prefix`).
+Logits that are not numbers stop the run, because greedy decoding would turn them into an
+answer like any other.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from mmlm.assistant import Assistant
 from mmlm.errors import EvaluationError, ImageError
 from mmlm.evaluation.answers import fingerprint
 from mmlm.evaluation.conditions import Case
+from mmlm.evaluation.shared_prefix import SharedPrefix
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
 from mmlm.generation.batch import finish, generate_options, model_inputs
 from mmlm.messages import Message, assistant, user
 from mmlm.processing import Encoded
+from mmlm.whole import WholeProcessor
 
 FEATURE_BUDGET_BYTES = 1 << 30
 
@@ -104,11 +107,15 @@ class LocalBackend:
 
     def __init__(self, assistant: Assistant, *, budget_bytes: int = FEATURE_BUDGET_BYTES) -> None:
         self.assistant = assistant
-        self._model, self._processor = assistant.model, assistant.processor
+        self.model: Any = assistant.model
+        self.processor: Any = assistant.processor
         self._features: OrderedDict[str, VisionFeatures] = OrderedDict()
         self._budget_bytes, self._held_bytes = budget_bytes, 0
         self._weights: str | None = None
-        self._model.eval()
+        # A stock class taken whole prepares its pictures itself, and shares no prefix.
+        self._whole = isinstance(assistant.processor, WholeProcessor)
+        self._shared = None if self._whole else SharedPrefix(self.model, self.processor)
+        self.model.eval()
 
     @property
     def weights(self) -> str:
@@ -129,21 +136,35 @@ class LocalBackend:
             plain = settings.model_dump(mode="json", exclude_defaults=True)
             return self.assistant.answer_all(requests, batch_size=len(requests), **plain)
         prompts = [self._encode_talk(case) for case in cases]
-        inputs = model_inputs(prompts, self._processor, self._model) | self._vision(cases)
+        if self._shared is not None and self._shared.serves(settings, prompts):
+            rows = self._shared.generate(
+                prompts,
+                [case.image_keys for case in cases],
+                lambda picked: self._vision([cases[number] for number in picked]),
+                settings,
+                lambda logits, numbers: _check_numbers(logits, [cases[n] for n in numbers]),
+            )
+        else:
+            rows = self._generate(cases, prompts, settings)
+        return [
+            finish(row, prompt, self.processor, settings).text
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+
+    def _generate(
+        self, cases: Sequence[Case], prompts: Sequence[Encoded], settings: GenerationSettings
+    ) -> list[list[int]]:
+        """Answer with transformers' own loop, as one batch padded on the left."""
+        inputs = model_inputs(prompts, self.processor, self.model) | self._vision(cases)
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
         with torch.inference_mode():
-            # transformers declares `generate` for a protocol that no model of its own fulfils.
-            output = self._model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            output = self.model.generate(
                 **inputs,
-                **generate_options(self._processor, settings),
+                **generate_options(self.processor, settings),
                 logits_processor=LogitsProcessorList([_OnlyNumbers(cases)]),
             )
-        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [
-            finish(row, prompt, self._processor, settings).text
-            for row, prompt in zip(rows, prompts, strict=True)
-        ]
+        return output[:, inputs["input_ids"].shape[1] :].tolist()
 
     def likelihoods(self, cases: Sequence[Case]) -> list[list[float]]:
         """Return the mean log-probability of a token of each choice of each case.
@@ -158,16 +179,17 @@ class LocalBackend:
             [user(case.prompt, case.images), assistant(choice)] for choice in case.choices
         ]
         rows = [self._encode_talk(case, talk) for talk in talks]
-        inputs = model_inputs(rows, self._processor, self._model)
+        inputs = model_inputs(rows, self.processor, self.model)
         inputs |= self._vision([case] * len(rows))
         width = inputs["input_ids"].shape[1]
         labels = torch.full((len(rows), width), -100)
         for index, row in enumerate(rows):
             assert row.labels is not None
             labels[index, width - len(row.labels) :] = torch.tensor(row.labels)
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        if not self._whole:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
-            logits = self._model(**inputs, position_ids=positions).logits[:, :-1].float()
+            logits = self.model(**inputs).logits[:, :-1].float()
         targets = labels[:, 1:].to(logits.device)
         learnt = targets != -100
         if not bool(torch.isfinite(logits[learnt]).all()):
@@ -178,11 +200,11 @@ class LocalBackend:
     def _encode_talk(self, case: Case, talk: list[Message] | None = None) -> Encoded:
         """Turn a question, or a question with its answer, into ids; pictures are only counted."""
         try:
-            return self._processor.encode_chat(
+            return self.processor.encode_chat(
                 talk or [user(case.prompt, case.images)],
                 add_generation_prompt=talk is None,
                 with_labels=talk is not None,
-                with_pixels=False,
+                with_pixels=self._whole,
             )
         except ImageError as error:
             raise EvaluationError(
@@ -208,7 +230,7 @@ class LocalBackend:
         groups: dict[tuple[int, ...], list[tuple[str, tuple[Tensor, Size]]]] = {}
         for key, picture in pictures.items():
             try:
-                look = self._processor.image_processor.look(picture)
+                look = self.processor.image_processor.look(picture)
             except ImageError as error:
                 shown = picture if not isinstance(picture, bytes) else f"with the key {key}"
                 raise EvaluationError(
@@ -220,7 +242,7 @@ class LocalBackend:
         for members in groups.values():
             pixels, sizes = zip(*(look for _, look in members), strict=True)
             with torch.inference_mode():
-                pieces = self._model.model.encode_pictures(pixels, sizes)
+                pieces = self.model.model.encode_pictures(pixels, sizes)
             found |= {key: piece for (key, _), piece in zip(members, pieces, strict=True)}
         return found
 
@@ -237,15 +259,15 @@ class LocalBackend:
     def _vision(self, cases: Sequence[Case]) -> dict[str, Tensor]:
         """Return the features of all pictures, in reading order, as the model takes them."""
         images = [image for case in cases for image in case.images]
-        if not images:
+        if not images or self._whole:
             return {}
         features = self.features(images, [key for case in cases for key in case.image_keys])
         grids: list[Grid] = [grid for each in features for grid in each.grids]
-        sizes = [self._processor.size_of(image) for image in images]
+        sizes = [self.processor.size_of(image) for image in images]
         return {
             "vision_values": torch.cat([each.values for each in features]),
             "vision_grids": torch.tensor(grids),
-            **self._processor.image_processor.sizes(sizes),
+            **self.processor.image_processor.sizes(sizes),
         }
 
 
@@ -257,11 +279,16 @@ class _OnlyNumbers(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Pass scores on if none of them is NaN."""
-        broken = scores.isnan().any(dim=-1)
-        if bool(broken.any()):
-            rows = broken.nonzero()[:, 0].tolist()
-            raise EvaluationError(_not_numbers([self._cases[row] for row in rows]))
+        _check_numbers(scores, self._cases)
         return scores
+
+
+def _check_numbers(scores: Tensor, cases: Sequence[Case]) -> None:
+    """Refuse logits of which one is NaN; the cases are those of the rows."""
+    broken = scores.isnan().any(dim=-1)
+    if bool(broken.any()):
+        rows = broken.nonzero()[:, 0].tolist()
+        raise EvaluationError(_not_numbers([cases[row] for row in rows]))
 
 
 def _not_numbers(cases: Sequence[Case]) -> str:

@@ -237,7 +237,10 @@ def compare(
         score = float(scorer.value(sums[0].sum(axis=0)))
     carried = None if score == 0 or scorer.lower_is_better else result.difference / score
     gain = -result.difference if scorer.lower_is_better else result.difference
-    return {"n": len(ours), **result._asdict(), "gain": gain, "share_of_score": carried}
+    return {
+        "n": len(ours), "score": score, **result._asdict(), "gain": gain,
+        "share_of_score": carried,
+    }  # fmt: skip
 
 
 def _groups(

@@ -148,7 +148,13 @@ def joined(rows: Table, others: Table, on: JoinConfig) -> Table:
 
 
 def exploded(rows: Table, column: str) -> Table:
-    """Make a row of every entry of a list.
+    """Make a row of every entry of a list; of a conversation, one of every question.
+
+    Lists beside it that have as many entries are dealt out as well.
+
+    >>> talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    >>> exploded([{"id": 1, "talk": talk, "kinds": ["name"]}], "talk")
+    [{'id': '1/0', 'talk': 0, 'kinds': 'name', 'question': 'What?', 'answer': 'A cat.'}]
 
     >>> exploded([{"id": 1, "say": ["a", "b"]}], "say")
     [{'id': '1/0', 'say': 'a'}, {'id': '1/1', 'say': 'b'}]
@@ -161,10 +167,28 @@ def exploded(rows: Table, column: str) -> Table:
                 f"dataset.each: the column {column!r} must hold a list (got {entries!r:.60})."
             )
         name = next((key for key in ("id", "question_id", "index") if key in row), None)
-        for number, entry in enumerate(entries):
+        pairs = _pairs(entries)
+        beside = [
+            key for key, value in row.items()
+            if isinstance(value, list) and key != column and len(value) == len(pairs)
+        ] if pairs else []  # fmt: skip
+        for number, entry in enumerate(pairs or entries):
             own = {name: f"{row[name]}/{number}"} if name else {}
-            made.append({**row, **own, column: entry})
+            own |= {key: row[key][number] for key in beside}
+            said = {column: number, **entry} if pairs else {column: entry}
+            made.append({**row, **own, **said})
     return made
+
+
+def _pairs(turns: list[Any]) -> list[dict[str, str]]:
+    """Return the questions and answers of a conversation in LLaVA's shape; of another list none."""
+    shaped = all(isinstance(turn, dict) and {"from", "value"} <= set(turn) for turn in turns)
+    if not shaped or [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
+        return []
+    return [
+        {"question": str(turns[place]["value"]), "answer": str(turns[place + 1]["value"])}
+        for place in range(0, len(turns), 2)
+    ]
 
 
 def split_of(shard: Path) -> str:

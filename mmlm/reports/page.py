@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from mmlm.reports.choose import Example, examples, truth_of
+from mmlm.reports.comparison import comparison
 from mmlm.reports.contact_sheet import thumbnail
 from mmlm.reports.files import Answered, Round, RunFiles, stage_curves
 from mmlm.reports.intervals import Line, Mark, intervals
@@ -60,6 +61,7 @@ def page(
     body = [
         _head(title, lead, facts or {}),
         _scores(files_of_run.results, files_of_run.details),
+        comparison(files_of_run.details.get("comparison"), pictures or {}, _image),
         _examples(files_of_run.predictions, pictures or {}, drawn=drawn, wrong=wrong),
         _growth(files_of_run.rounds),
         _curves(files_of_run),
@@ -98,7 +100,7 @@ def _scores(rows: Sequence[dict[str, Any]], details: Mapping[str, Any]) -> str:
         '<h2 id="looks">Does it look?</h2>'
         "<p>The same questions with the image, without it, and with the image of something else. "
         "Only what the first gains over the others comes from looking.</p>"
-        f"{_interval_panel(rows)}{_table(rows)}{_groups(details)}"
+        f"{_interval_panel(rows)}{_table(rows)}{_power(details)}{_groups(details)}"
     )
 
 
@@ -178,6 +180,24 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     score, _, interval = score_text(row).partition(" ")
     return f"{score} <small>{interval}</small>" if interval else score
+
+
+def _power(details: Mapping[str, Any]) -> str:
+    """Write below which difference between two models each number of items shows nothing."""
+    told: list[str] = []
+    for question in details.get("questions", []):
+        visible = question.get("smallest_visible_difference")
+        if visible is None:
+            continue
+        points = visible if str(question.get("metric", "")).endswith("points") else 100 * visible
+        name = f"{question['set']} · {question['question']}"
+        told.append(f"{escape(name)}: <b>{points:.1f}</b>")
+    if not told:
+        return ""
+    return (
+        '<p class="power">A difference between two models below so many points cannot be seen '
+        f"with these items: {', '.join(told)}.</p>"
+    )
 
 
 def _groups(details: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ _NUMBER = r"-?\d+(?:\.\d+)?|-?\.\d+"
 _BRACKETS = re.compile(
     rf"\[\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\]"
 )
+_PLAIN = r"(-?\d+(?:\.\d+)?)"
+_LMMS_EVAL = re.compile(rf"\[\s*{_PLAIN},\s*{_PLAIN},\s*{_PLAIN},\s*{_PLAIN}\s*\]")
 _ANY_FOUR = re.compile(rf"({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})\D+?({_NUMBER})")
 _EPSILON = 1e-6
 
@@ -22,16 +24,18 @@ Box = tuple[float, float, float, float]
 def read_box(answer: str, *, dialect: str = "mmlm") -> Box | None:
     """The first box in a text, as left, top, right, bottom; corners are put in order.
 
-    `lmms-eval` takes ``[a, b, c, d]`` alone, and corners as they stand.
+    `lmms-eval` takes ``[a, b, c, d]`` alone, with a digit before every point, and corners as
+    they stand.
 
     >>> read_box("It is at [0.5, 0.1, 0.1, 0.5]."), read_box("(10,10,50,50)")
     ((0.1, 0.1, 0.5, 0.5), (10.0, 10.0, 50.0, 50.0))
     >>> read_box("(.1,.1,.5,.5)", dialect="lmms-eval") is None
     True
     """
-    found = _BRACKETS.search(answer)
-    if found is None and dialect == "mmlm":
-        found = _ANY_FOUR.search(answer)
+    if dialect == "lmms-eval":
+        found = _LMMS_EVAL.search(answer)
+    else:
+        found = _BRACKETS.search(answer) or _ANY_FOUR.search(answer)
     if found is None:
         return None
     a, b, c, d = (float(number) for number in found.groups())
@@ -68,6 +72,7 @@ def _references(target: Target) -> list[list[float]]:
 class BoxConfig(ScorerConfig):
     """The answer's box and the reference's share at least half of their union."""
 
+    version = 2
     metric = "accuracy at IoU 0.5"
     dialects = ("mmlm", "lmms-eval")
 

@@ -40,25 +40,43 @@ def read_mmbench(answer: str, choices: Sequence[str], *, dialect: str = "vlmeval
     >>> read_mmbench("The correct answer is **B**. A is wrong.", options)
     1
     """
+    if dialect == "lmms-eval":
+        return _mmbench_lmms_eval(answer, choices)
     letters = LETTERS[: len(choices)]
     if any(refusal in answer.lower() for refusal in _REFUSALS):
         return None
     words = _split(answer, ".()[],:;!*#{}")
-    bare = _split(answer, ".()[],:;!#{}") if dialect == "lmms-eval" else words
-    said = [letter for letter in letters if letter in bare]
-    if len(said) == 1 and bare.index(said[0]) >= len(bare) - 4:
+    said = [letter for letter in letters if letter in words]
+    if len(said) == 1 and words.index(said[0]) >= len(words) - 4:
         return letters.index(said[0])
     # One letter that is an article: "A blue bus".
     if len(said) == 1 and said[0] != "A":
         return None
-    if dialect == "vlmevalkit":
-        found = re.search(r"(?:correct )?answer is \*\*([A-Z])\*\*", answer)
-        if found is not None:
-            return _index(found[1], choices)
+    found = re.search(r"(?:correct )?answer is \*\*([A-Z])\*\*", answer)
+    if found is not None:
+        return _index(found[1], choices)
     lower = answer.lower()
     if len(lower) > 2 * sum(len(choice) for choice in choices):
         return None
     held = [number for number, choice in enumerate(choices) if choice.lower() in lower]
+    return held[0] if len(held) == 1 else None
+
+
+# What may stand around a letter in a word of its own, in the order in which it is looked for.
+_AROUND = (("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
+           (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
+
+
+def _mmbench_lmms_eval(answer: str, choices: Sequence[str]) -> int | None:
+    """A letter as a word, alone or with marks; else exactly one option's text, however long."""
+    words = answer.split()
+    for before, after in (("", ""), *_AROUND):
+        said = [letter for letter in LETTERS[:5] if before + letter + after in words]
+        # With more than three words, a bare A may be an article, and no bare letter counts.
+        article = not before and not after and "A" in words and len(words) > 3
+        if len(said) == 1 and not article:
+            return _index(said[0], choices)
+    held = [n for n, choice in enumerate(choices) if choice.lower() in answer.lower()]
     return held[0] if len(held) == 1 else None
 
 
@@ -126,16 +144,20 @@ def read_mmmu(answer: str, choices: Sequence[str], *, dialect: str = "official")
     [None, None, None, None]
     """
     letters = LETTERS[: len(choices)]
-    text = " " + answer.strip(",.!?;:'") + " "
+    for mark in ",.!?;:'":
+        answer = answer.strip(mark)
+    text = f" {answer} "
     patterns = ("({})", "{} ", "{}.") if dialect == "lmms-eval" else ("({})", " {} ")
     for pattern in patterns:
-        places = {letter: text.rfind(pattern.format(letter)) for letter in letters}
-        said = {letter: place for letter, place in places.items() if place >= 0}
+        said = [letter for letter in letters if pattern.format(letter) in text]
         if said:
-            return letters.index(max(said, key=said.__getitem__))
+            # The last one wins; without brackets, only places as a word of its own count.
+            place = pattern if pattern == "({})" else " {} "
+            return letters.index(max(said, key=lambda letter: text.rfind(place.format(letter))))
     if len(text.split()) <= 5:
         return None
-    held = {n: text.lower().rfind(choice.lower()) for n, choice in enumerate(choices)}
+    lower = text.lower()
+    held = {n: lower.rfind(choice.lower()) for n, choice in enumerate(choices)}
     held = {number: place for number, place in held.items() if place >= 0}
     return max(held, key=held.__getitem__) if held else None
 
@@ -148,6 +170,7 @@ class MMBenchConfig(LetterScorer):
     score is over questions.
     """
 
+    version = 2
     metric = "circular accuracy"
     is_share = False
     dialects = ("vlmevalkit", "lmms-eval")
@@ -213,6 +236,7 @@ class AI2DConfig(LetterScorer):
 class MMMUConfig(LetterScorer):
     """MMMU: the letter where there are options, else the open answer; all questions count alike."""
 
+    version = 2
     dialects = ("official", "lmms-eval")
 
     def read(self, answer: str, choices: Sequence[str]) -> int | None:

@@ -24,7 +24,7 @@ def read_mmmu_open(answer: str) -> list[Said]:
     """Everything that an open answer may be saying: texts, and numbers rounded to two places.
 
     >>> read_mmmu_open("x = 8.004")
-    [8.0, 'x = 8.004']
+    [8.0]
     """
     answer = answer.strip().strip(".").lower()
     if not answer:
@@ -39,8 +39,6 @@ def read_mmmu_open(answer: str) -> list[Said]:
             said.append(shortest)
     said = said or [answer]
     texts = [*said, *(number for text in said for number in _numbers(text))]
-    if answer not in texts:
-        texts.append(answer)
     return sorted({form for text in texts for form in _forms(text)}, key=_order)
 
 

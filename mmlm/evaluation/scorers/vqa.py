@@ -53,9 +53,9 @@ _CONTRACTIONS = {f"{stem}t": f"{stem}'t" for stem in _STEMS} | {
 def vqa_accuracy(answer: str, people: Sequence[str], *, dialect: str = "official") -> float:
     """The share of people, leaving each out in turn, whom the answer satisfies.
 
-    `official` and `lmms-eval` normalise only where the people disagree; `lmms-eval`
-    lower-cases the answer even where they do not. `llava` (TextVQA's evaluator) always
-    normalises. `vlmevalkit` does as well, with another rule for periods.
+    `official` normalises only where the people disagree; `lmms-eval` (its VQAv2) always does.
+    So does `llava` (TextVQA's evaluator), which lmms-eval also takes for TextVQA, VizWiz and
+    OK-VQA; and `vlmevalkit`, with another rule for periods.
 
     >>> [vqa_accuracy("red", ["red"] * k + ["blue"] * (10 - k)) for k in range(6)]
     [0.0, 0.3, 0.6, 0.9, 1.0, 1.0]
@@ -69,10 +69,8 @@ def vqa_accuracy(answer: str, people: Sequence[str], *, dialect: str = "official
     """
     change = _NORMALISERS[dialect]
     said, given = _tidy(answer), [_tidy(person) for person in people]
-    if dialect in ("llava", "vlmevalkit") or len(set(given)) > 1:
+    if dialect != "official" or len(set(given)) > 1:
         said, given = change(said), [change(person) for person in given]
-    elif dialect == "lmms-eval":
-        said, given = said.lower(), [person.lower() for person in given]
     shares = [
         min(1.0, sum(other == said for other in given[:index] + given[index + 1 :]) / 3)
         for index in range(len(given))
@@ -99,11 +97,15 @@ def _llava(text: str) -> str:
 
 
 def _punctuation(text: str, period: re.Pattern[str]) -> str:
-    """Delete a mark that touches a space, and all where a number has a comma; else put a space."""
+    """Delete a mark that touches a space, and all where a number has a comma; else put a space.
+
+    What touches what is seen in the text as it was.
+    """
+    changed, all_go = text, _DIGIT_COMMA.search(text) is not None
     for mark in _MARKS:
-        delete = mark + " " in text or " " + mark in text or _DIGIT_COMMA.search(text) is not None
-        text = text.replace(mark, "" if delete else " ")
-    return period.sub("", text, count=_MOST_PERIODS)
+        delete = all_go or mark + " " in text or " " + mark in text
+        changed = changed.replace(mark, "" if delete else " ")
+    return period.sub("", changed, count=_MOST_PERIODS)
 
 
 def _words(text: str) -> str:
@@ -125,6 +127,7 @@ class VQAConfig(ScorerConfig):
     """How many of the annotators agree (VQAv2, TextVQA, VizWiz, OK-VQA)."""
 
     metric = "VQA accuracy"
+    version = 2
     dialects = ("official", "llava", "lmms-eval", "vlmevalkit")
 
     num_annotators: int = 10

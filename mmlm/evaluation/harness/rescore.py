@@ -1,0 +1,119 @@
+"""Our answers under lmms-eval's own functions, beside our marks of them.
+
+    python -m mmlm.evaluation.harness.rescore runs/x/eval/predictions.jsonl pope [--data DIR]
+
+Each row of the benchmark is handed to the function that lmms-eval's task names, with our answer,
+and its mean stands beside the mean of our marks. Where the two differ, `mmlm eval --dialects`
+shows which answers make the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmlm.errors import EvaluationError, MissingExtraError
+from mmlm.evaluation.benchmark import Benchmark, load_benchmark
+from mmlm.evaluation.comparison import predictions_from
+from mmlm.evaluation.dialects import read_answers_of
+
+
+class Theirs(NamedTuple):
+    """Where lmms-eval marks a benchmark.
+
+    Args:
+        module: The module under ``lmms_eval.tasks``.
+        function: Its function of a row and a list of answers.
+        metric: The metric that it gives, whose `score`, or itself, is the mark.
+    """
+
+    module: str
+    function: str
+    metric: str
+
+
+TASKS = {
+    "vqav2": Theirs("vqav2.utils", "vqav2_process_results_val", "exact_match"),
+    "textvqa": Theirs("textvqa.utils", "textvqa_process_results", "exact_match"),
+    "vizwiz": Theirs("vizwiz_vqa.utils", "vizwiz_vqa_process_results", "exact_match"),
+    "okvqa": Theirs("ok_vqa.utils", "ok_vqa_process_results", "exact_match"),
+    "pope": Theirs("pope.utils", "pope_process_results", "pope_accuracy"),
+    "chartqa": Theirs("chartqa.utils", "chartqa_process_results", "relaxed_overall"),
+    "ocrbench": Theirs("ocrbench.utils", "ocrbench_process_results", "ocrbench_accuracy"),
+    "scienceqa": Theirs("scienceqa.utils", "sqa_process_results", "exact_match"),
+}
+"""The benchmarks whose rows lmms-eval marks one by one without a judge."""
+
+
+class Rescored(NamedTuple):
+    """The two means, over the same answers."""
+
+    n: int
+    ours: float
+    scorer: str
+    theirs: float
+    function: str
+
+
+def rescore(benchmark: Benchmark, answers: Mapping[str, str]) -> Rescored:
+    """Mark answers with lmms-eval's function.
+
+    Args:
+        benchmark: One of `TASKS`.
+        answers: The answers, by the item's id.
+
+    Raises:
+        EvaluationError: if lmms-eval does not mark this benchmark one by one.
+        MissingExtraError: if lmms-eval is not installed.
+    """
+    task = TASKS.get(benchmark.name)
+    if task is None:
+        raise EvaluationError(
+            f"lmms-eval marks no single rows of {benchmark.name!r}. Known: {', '.join(TASKS)}."
+        )
+    mark = _function(task)
+    predictions = predictions_from(benchmark, answers)
+    if not predictions:
+        raise EvaluationError(f"None of the answers belongs to {benchmark.name}.")
+    theirs: list[float] = []
+    for each in predictions:
+        # Their functions change the row that they are given.
+        found = mark(copy.deepcopy(dict(each.case.item.columns)), [each.answer])[task.metric]
+        theirs.append(float(found["score"] if isinstance(found, dict) else found))
+    ours = [each.mark.score for each in predictions]
+    label = ", ".join(sorted({each.scorer for each in predictions}))
+    return Rescored(
+        len(ours), sum(ours) / len(ours), label, sum(theirs) / len(theirs), task.function
+    )
+
+
+def _function(task: Theirs) -> Callable[[Any, list[str]], Any]:
+    try:
+        module: Any = import_module(f"lmms_eval.tasks.{task.module}")
+    except ImportError as error:
+        raise MissingExtraError(
+            error.name or "lmms_eval", needed_for="rescoring with lmms-eval", extra="harness"
+        ) from None
+    return getattr(module, task.function)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print both means."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("benchmark")
+    parser.add_argument("--data", type=Path, help="a local copy of the benchmark's rows")
+    options = parser.parse_args(words)
+    benchmark = load_benchmark(options.benchmark, data=options.data)
+    found = rescore(benchmark, read_answers_of(options.predictions, benchmark.name))
+    print(f"{found.n:,} answers to {benchmark.name}")
+    print(f"  ours    {100 * found.ours:6.2f}  {found.scorer}")
+    print(f"  theirs  {100 * found.theirs:6.2f}  lmms-eval {found.function}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""A model of ours inside VLMEvalKit, which has no entry points: import it in a configuration.
+
+    from functools import partial
+    from vlmeval.config import supported_VLM
+    from mmlm.evaluation.harness.vlmevalkit_model import MMLM
+    supported_VLM["mmlm"] = partial(MMLM, model_path="runs/mine/model")
+
+VLMEvalKit is on no package index; this follows its `BaseModel` (`INTERLEAVE`, `generate_inner`)
+and is tested without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from mmlm.generation import Request
+from mmlm.messages import ImagePart, Message, Text
+
+
+def __getattr__(name: str) -> Any:
+    """Make the class `MMLM` when it is looked up."""
+    if name != "MMLM":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _model_class()
+
+
+class Answers:
+    """What VLMEvalKit calls, without its base class.
+
+    Args:
+        model_path: A folder or Hub id.
+        **settings: Fields of `GenerationSettings`, such as ``max_new_tokens=512``.
+    """
+
+    INSTALL_REQ = False
+    INTERLEAVE = True
+
+    def __init__(self, model_path: str = "", **settings: Any) -> None:
+        from mmlm.assistant import load
+
+        self.assistant = load(model_path)
+        self.settings = {"max_new_tokens": 512, **settings}
+
+    def generate_inner(
+        self, message: Sequence[Mapping[str, str]], dataset: str | None = None
+    ) -> str:
+        """Answer one prompt of texts and pictures, in their order."""
+        del dataset
+        return self.assistant.answer_all([request_of(message)], 1, **self.settings)[0]
+
+
+def request_of(message: Sequence[Mapping[str, str]]) -> Request:
+    """Return a request of VLMEvalKit's list of ``{type, value}``.
+
+    >>> parts = [{"type": "image", "value": "a.png"}, {"type": "text", "value": "What?"}]
+    >>> request_of(parts).messages[0].text
+    'What?'
+
+    Raises:
+        ValueError: for another type, such as a video.
+    """
+    content: list[Text | ImagePart] = []
+    for part in message:
+        if part["type"] not in ("text", "image"):
+            raise ValueError(f"A model of pictures takes text and image, not {part['type']!r}.")
+        value = part["value"]
+        content.append(Text(value) if part["type"] == "text" else ImagePart(value))
+    return Request(messages=(Message("user", tuple(content)),))
+
+
+@cache
+def _model_class() -> Any:
+    base: Any = import_module("vlmeval.vlm.base").BaseModel
+
+    class MMLM(Answers, base):
+        """`Answers` with VLMEvalKit's base class."""
+
+        def __init__(self, model_path: str = "", **settings: Any) -> None:
+            base.__init__(self)
+            Answers.__init__(self, model_path, **settings)
+
+    return MMLM
