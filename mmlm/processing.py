@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file
 from mmlm.connectors import connectors
 from mmlm.errors import AlignmentError, CheckpointError
 from mmlm.features import Size
-from mmlm.images import Tile, cut_each, image_policies, open_image, read_size
+from mmlm.images import Tile, cut_each, image_policies, open_image, open_planes, read_size
 from mmlm.language import IMAGE_TOKEN, ChatFormat
 from mmlm.messages import Message, images_of
 from mmlm.modeling.config import MMLMConfig, TokenCounter
@@ -36,6 +36,7 @@ from mmlm.reducers import reducers
 from mmlm.vision import VisionFacts
 
 FILE = "processor_config.json"
+_RGB = 3
 
 
 class MMLMImageProcessor(BaseImageProcessor):
@@ -110,7 +111,11 @@ class MMLMImageProcessor(BaseImageProcessor):
             ImageError: if the picture cannot be opened.
         """
         counter = self.counter
-        image = open_image(picture, readers=counter.policy.readers)
+        channels = counter.facts.channels
+        if channels == _RGB:
+            image = open_image(picture, readers=counter.policy.readers)
+        else:
+            image = open_planes(picture, channels=channels)
         size = Size(image.height, image.width)
         tiles = counter.plan(size).tiles
         if not counter.is_flat:
@@ -121,7 +126,7 @@ class MMLMImageProcessor(BaseImageProcessor):
 
     def _cut(self, image: Any, tiles: Sequence[Tile], facts: VisionFacts) -> list[Tensor]:
         """Cut tiles for one encoder, normalised as it wants them."""
-        fill: Any = (0, 0, 0)
+        fill: Any = (0,) * facts.channels
         if self.counter.policy.fill == "mean":
             # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some
             # pictures.
@@ -130,7 +135,7 @@ class MMLMImageProcessor(BaseImageProcessor):
         std = torch.tensor(facts.std).view(-1, 1, 1)
         # The order of operations is that of transformers' image processors, to the last bit.
         return [
-            (tile.float() - mean * 255.0) / (std * 255.0)
+            tile.to(torch.float32, copy=True).sub_(mean * 255.0).div_(std * 255.0)
             for tile in cut_each(image, tiles, resample=facts.resample, fill=fill)
         ]
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("hub", "read a checkpoint of another project"),
     "push": ("hub", "upload a model to the Hugging Face Hub"),
     "parts": ("parts", "what can be named in a recipe"),
+    "probe": ("probe", "what an image encoder takes, gives and costs"),
     "recipes": ("recipes", "the recipes there are; copy one"),
     "doctor": ("doctor", "what this machine and installation can do"),
 }

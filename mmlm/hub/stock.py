@@ -167,6 +167,8 @@ def common_reasons(config: MMLMConfig) -> list[str]:
 def image_reasons(config: MMLMConfig) -> list[str]:
     """Return why no image processor of transformers gives the pixels of this policy."""
     policy, facts = config.image_policy, config.facts
+    if facts.channels != 3:
+        return [f"pictures of {facts.channels} channels, which stock processors do not open"]
     if policy.read:
         return [
             f"image.read sets {', '.join(policy.read)}, which no stock processor can hold: what "

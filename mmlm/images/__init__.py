@@ -22,6 +22,8 @@ from mmlm.images.decode import open_image as open_image
 from mmlm.images.decode import read_size as read_size
 from mmlm.images.letterbox import LetterboxConfig as LetterboxConfig
 from mmlm.images.native import NativeConfig as NativeConfig
+from mmlm.images.planes import Planes as Planes
+from mmlm.images.planes import open_planes as open_planes
 from mmlm.images.readers import Readers as Readers
 from mmlm.images.readers import all_readers as all_readers
 from mmlm.images.readers import picture_readers as picture_readers

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmlm.errors import ImageError, MMLMError
 from mmlm.features import Size
+from mmlm.images.planes import planes_size
 from mmlm.images.readers import PictureConfig, PictureFile, ReaderConfig, Readers, split_reference
 from mmlm.images.readers.base import refuse_number
 from mmlm.images.readers.window import grey_bytes
@@ -85,6 +86,10 @@ def read_size(
         MissingExtraError: if its reader needs a library that is not installed.
     """
     with _explained(source):
+        array_size = planes_size(source)
+        if array_size is not None:
+            _refuse_size(array_size, source, max_pixels)
+            return array_size
         file, reader = _reader_of(source, readers)
         if reader is not None and file is not None:
             size = reader.size(file)

@@ -72,8 +72,8 @@ class NativeConfig(ImagePolicyConfig):
     def _possible(self) -> Self:
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
-        if not 1 <= self.squares[0] <= self.squares[1] <= self.max_tokens:
-            raise ValueError(f"squares {list(self.squares)} must grow and be within max_tokens")
+        if not 1 <= self.squares[0] <= self.squares[1]:
+            raise ValueError(f"squares {list(self.squares)} must be two numbers that grow from 1")
         return self
 
     @property
@@ -95,7 +95,7 @@ class NativeConfig(ImagePolicyConfig):
             cells = [max(1, math.ceil(int(pixels * scale) / step)) for pixels in size]
             scaled = Size(cells[0] * step, cells[1] * step)
         rows, columns = scaled.height // step, scaled.width // step
-        if rows * columns > self.max_tokens:  # a strip that no rounding brings into the budget
+        if self.rule != "squares" and rows * columns > self.max_tokens:  # a strip, rounded up
             rows, columns = _within(rows, columns, self.max_tokens)
         return one_tile(Tile(box=whole(size), size=Size(rows * step, columns * step)))
 

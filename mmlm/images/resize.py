@@ -23,6 +23,7 @@ from torch.nn import functional
 from mmlm.errors import ConfigError
 from mmlm.features import Size
 from mmlm.images.base import Tile
+from mmlm.images.planes import Planes
 
 RESAMPLE = ("bilinear", "bicubic", "lanczos", "nearest-exact")
 """The names that `resample` takes; lanczos needs a PyTorch that has it for uint8."""
@@ -41,11 +42,11 @@ class _Margins(NamedTuple):
 
 
 def cut(
-    image: Image.Image,
+    image: Image.Image | Planes,
     tile: Tile,
     *,
     resample: str = "bicubic",
-    fill: tuple[int, int, int] = (0, 0, 0),
+    fill: tuple[int, ...] = (0, 0, 0),
 ) -> Tensor:
     """Cut one tile out of a picture.
 
@@ -62,18 +63,18 @@ def cut(
 
 
 def cut_each(
-    image: Image.Image,
+    image: Image.Image | Planes,
     tiles: Sequence[Tile],
     *,
     resample: str = "bicubic",
-    fill: tuple[int, int, int] = (0, 0, 0),
+    fill: tuple[int, ...] = (0, 0, 0),
 ) -> list[Tensor]:
     """Cut tiles of any sizes; windows of the same resized box share the work."""
     return list(_cuts(image, tiles, resample=resample, fill=fill))
 
 
 def _cuts(
-    image: Image.Image, tiles: Sequence[Tile], *, resample: str, fill: tuple[int, int, int]
+    image: Image.Image | Planes, tiles: Sequence[Tile], *, resample: str, fill: tuple[int, ...]
 ) -> Iterator[Tensor]:
     """Cut one tile after another; only the last resized box is held."""
     if resample not in RESAMPLE:
@@ -81,6 +82,8 @@ def _cuts(
             f"No resampling is named {resample!r}. Known: {', '.join(RESAMPLE)}. It comes from "
             f"the encoder's facts; set `vision.resample` to another."
         )
+    if isinstance(image, Planes) and len(fill) != image.values.shape[2]:
+        fill = fill[:1] * image.values.shape[2]  # grey, in as many channels
     held: tuple[tuple[int, int, int, int], Size] | None = None
     pixels = torch.empty(0)
     for tile in tiles:
@@ -98,11 +101,11 @@ def _cuts(
 
 
 def cut_all(
-    image: Image.Image,
+    image: Image.Image | Planes,
     tiles: Sequence[Tile],
     *,
     resample: str = "bicubic",
-    fill: tuple[int, int, int] = (0, 0, 0),
+    fill: tuple[int, ...] = (0, 0, 0),
 ) -> Tensor:
     """Cut tiles of one size: uint8, ``(tiles, 3, height, width)``."""
     return torch.stack(cut_each(image, tiles, resample=resample, fill=fill))
@@ -145,30 +148,30 @@ def _window_in_source(tile: Tile, scaled: Size) -> Tile:
 
 
 def _resize_box(
-    image: Image.Image,
+    image: Image.Image | Planes,
     box: tuple[int, int, int, int],
     size: Size,
     *,
     resample: str,
-    fill: tuple[int, int, int],
+    fill: tuple[int, ...],
 ) -> Tensor:
     """Resize one box, which may reach beyond the picture, to `size`."""
     left, top, right, bottom = box
     inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        return _colour(fill)[:, None, None].expand(3, *size).contiguous()
+        return _colour(fill, image).expand(-1, *size).contiguous()
     margins = _Margins(inside[0] - left, inside[1] - top, right - inside[2], bottom - inside[3])
     pixels = _as_tensor(image if inside == (0, 0, *image.size) else image.crop(inside))
     if any(margins):
         pixels, margins = _bounded(pixels, margins, resample)
     narrow = _squeeze_rows(pixels, margins, size.width, resample, fill)
-    beyond = _colour(fill)[:, None, None].expand(3, 1, pixels.shape[2])
+    beyond = _colour(fill, image).expand(-1, 1, pixels.shape[2])
     beyond = _squeeze_rows(beyond, margins, size.width, resample, fill)
     return _squeeze_columns(narrow, beyond, margins, size.height, resample)
 
 
 def _squeeze_rows(
-    pixels: Tensor, margins: _Margins, width: int, resample: str, fill: tuple[int, int, int]
+    pixels: Tensor, margins: _Margins, width: int, resample: str, fill: tuple[int, ...]
 ) -> Tensor:
     """Resize the rows, with their margins, to `width`, a few rows at a time."""
     right = pixels.shape[2] + margins.right
@@ -191,7 +194,7 @@ def _squeeze_columns(
     columns = _strip(margins.top + pixels.shape[1] + margins.bottom)
     done: list[Tensor] = []
     for strip, row in zip(pixels.split(columns, dim=2), beyond.split(columns, dim=2), strict=True):
-        above, below = (row.expand(3, rows, -1) for rows in (margins.top, margins.bottom))
+        above, below = (row.expand(-1, rows, -1) for rows in (margins.top, margins.bottom))
         tall = torch.cat([above, strip, below], dim=1)
         done.append(_interpolate(tall, Size(height, strip.shape[2]), resample))
     return torch.cat(done, dim=2)
@@ -219,33 +222,36 @@ def _strip(length: int) -> int:
 
 
 def _interpolate(pixels: Tensor, size: Size, resample: str) -> Tensor:
-    """Resize uint8 ``(3, height, width)``."""
+    """Resize ``(channels, height, width)``, bytes or floats on their scale."""
     if pixels.shape[1:] == size:
         return pixels
     batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the fast path
     smooth = resample != "nearest-exact"
-    return functional.interpolate(batch, size=tuple(size), mode=resample, antialias=smooth)[0]
+    done = functional.interpolate(batch, size=tuple(size), mode=resample, antialias=smooth)[0]
+    return done.clamp_(0, 255) if done.is_floating_point() else done
 
 
-def _crop_or_fill(
-    pixels: Tensor, box: tuple[int, int, int, int], fill: tuple[int, int, int]
-) -> Tensor:
+def _crop_or_fill(pixels: Tensor, box: tuple[int, int, int, int], fill: tuple[int, ...]) -> Tensor:
     """Cut a box out of ``(3, height, width)``; what lies outside gets the fill colour."""
     left, top, right, bottom = box
     height, width = pixels.shape[1:]
     if left >= 0 and top >= 0 and right <= width and bottom <= height:
         return pixels[:, top:bottom, left:right]
-    canvas = _colour(fill)[:, None, None].repeat(1, bottom - top, right - left)
+    colour = torch.tensor(fill, dtype=pixels.dtype)[:, None, None]
+    canvas = colour.repeat(1, bottom - top, right - left)
     inside = pixels[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     row, column = max(-top, 0), max(-left, 0)
     canvas[:, row : row + inside.shape[1], column : column + inside.shape[2]] = inside
     return canvas
 
 
-def _colour(fill: tuple[int, int, int]) -> Tensor:
-    return torch.tensor(fill, dtype=torch.uint8)
+def _colour(fill: tuple[int, ...], image: Image.Image | Planes) -> Tensor:
+    """Return a colour as ``(channels, 1, 1)``, in the type of the picture's numbers."""
+    dtype = torch.float32 if isinstance(image, Planes) else torch.uint8
+    return torch.tensor(fill, dtype=dtype)[:, None, None]
 
 
-def _as_tensor(image: Image.Image) -> Tensor:
-    """Return the bytes of an RGB picture as uint8 ``(3, height, width)``."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _as_tensor(image: Image.Image | Planes) -> Tensor:
+    """Return the numbers of a picture as ``(channels, height, width)``."""
+    values = image.values if isinstance(image, Planes) else np.array(image)
+    return torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1)

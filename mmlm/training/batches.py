@@ -46,7 +46,8 @@ class Batcher:
         cache: FeatureCache | None,
         device: torch.device,
     ) -> None:
-        self._model, self._processor = model, processor
+        self._model = model
+        self._processor: Any = processor  # ours, or that of a class taken whole
         self._packed, self._cache, self._device = packed, cache, device
         self._keys = ImageKeys()
 

@@ -3,7 +3,8 @@
     images ──► vision ──► reducers ──► connectors ──► modeling
                you are here
 
-`hf` takes any image tower of transformers, `timm` any model of timm, `patches` none at all.
+`hf` takes any image tower of transformers, `timm` any model of timm, `open_clip` that of its
+checkpoints, `patches` none at all; `mixture` takes several, `scales` one at several sizes.
 An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
 `VisionFacts` without the weights. To add an encoder, write one module here, register its
 config, and import it below; `tests/contracts/test_vision.py` finds it.
@@ -17,6 +18,8 @@ from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
 from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
 from mmlm.vision.mixture import MixtureConfig as MixtureConfig
 from mmlm.vision.mixture import MixtureEncoder as MixtureEncoder
+from mmlm.vision.open_clip import OpenClipVisionConfig as OpenClipVisionConfig
+from mmlm.vision.open_clip import OpenClipVisionEncoder as OpenClipVisionEncoder
 from mmlm.vision.patches import PatchesConfig as PatchesConfig
 from mmlm.vision.patches import PatchesEncoder as PatchesEncoder
 from mmlm.vision.scales import ScalesConfig as ScalesConfig

@@ -22,6 +22,7 @@ from mmlm.features import Size, VisionFeatures
 from mmlm.storage.parts import locate
 from mmlm.vision import hf_facts, naflex
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
+from mmlm.vision.channels import for_channels, with_channels
 from mmlm.vision.positions import resize_positions
 from mmlm.vision.probe import count_grid, idle_parameters, run_shapes, wrong_size
 
@@ -48,6 +49,9 @@ class HFVisionConfig(VisionConfig):
     side_px: int | None = Field(default=None, ge=1)
     """Side of the pictures in pixels; by default that of the checkpoint."""
 
+    channels: int | None = Field(default=None, ge=1)
+    """Channels of a pixel; other than the checkpoint's, the stem is spread over them."""
+
     prefix: Literal["drop", "drop_first", "keep_as_tokens"] = "drop"
     """What becomes of CLS and registers; stock LLaVA can drop the first alone, or keep all."""
 
@@ -63,6 +67,8 @@ class HFVisionConfig(VisionConfig):
     def load(self, *, dtype: torch.dtype | None = None) -> VisionEncoder:
         """Load the tower with its weights, resize it where asked, and probe it."""
         tower = self._tower(dtype or torch.float32).eval()
+        if self.channels not in (None, hf_facts.channels_of(tower.config)):
+            tower = with_channels(tower, self.channels or 3)
         if tower.config.model_type in naflex.MODEL_TYPES:
             return self._naflex(tower)
         native = hf_facts.side_of(tower.config)
@@ -226,8 +232,8 @@ class HFVisionConfig(VisionConfig):
                 raise
             found = hf_facts.PixelFacts(self.mean, self.std, "bicubic")
         return hf_facts.PixelFacts(
-            self.mean or hf_facts.for_channels(found.mean, channels),
-            self.std or hf_facts.for_channels(found.std, channels),
+            self.mean or for_channels(found.mean, channels),
+            self.std or for_channels(found.std, channels),
             self.resample or found.resample,
         )
 

@@ -16,8 +16,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 from transformers.utils import logging
 
 from mmlm.errors import ConfigError
@@ -38,6 +39,11 @@ PROCESSOR_OF = {
 }
 """Whose image processor to ask for mean and deviation, where a folder has none of its own."""
 
+_OF_PIXELS = ("num_channels", "image_size", "in_channels", "patch_size")
+_OF_JOINT_MODELS = (
+    "text_config", "vision_config", "decoder", "encoder", "backbone_config", "vocab_size",
+    "audio_config", "sampling_rate", "num_mel_bins", "prediction_length",
+)  # fmt: skip
 _RESAMPLE = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -47,6 +53,24 @@ class PixelFacts(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resample: str
+
+
+def image_model_types() -> list[str]:
+    """Return the model types of transformers whose configs speak of pixels alone.
+
+    By their configs: importing every model would take half a minute. A few of them turn out to
+    be no encoder when they are built.
+    """
+    found: list[str] = []
+    for model_type in MODEL_MAPPING_NAMES:
+        try:
+            config: Any = CONFIG_MAPPING[model_type]()
+        except Exception:  # a config that needs arguments or a package is none of ours
+            continue
+        joint = any(hasattr(config, name) for name in _OF_JOINT_MODELS)
+        if not joint and any(hasattr(config, name) for name in _OF_PIXELS):
+            found.append(model_type)
+    return found
 
 
 def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -205,13 +229,6 @@ def _processor_defaults(model_type: str) -> dict[str, Any]:
             keys = ("image_mean", "image_std", "resample")
             return {key: getattr(found, key, None) for key in keys}
     return {}
-
-
-def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Return one value for each channel; other numbers of channels than known get the average."""
-    if len(values) == channels:
-        return values
-    return (sum(values) / len(values),) * channels
 
 
 @contextmanager

@@ -78,7 +78,9 @@ class MixtureConfig(VisionConfig):
     def _join(self, loaded: list[VisionEncoder]) -> MixtureEncoder:
         """Work out what the encoders are together."""
         parts = tuple(
-            encoder.facts.model_copy(update={"tower": _plain(encoder.tower_config)})
+            encoder.facts.model_copy(
+                update={"tower": _plain(encoder.tower_config or encoder.facts.tower)}
+            )
             for encoder in loaded
         )
         own_reducers = [reducer for _, reducer in self._parts()]
@@ -195,11 +197,10 @@ class MixtureEncoder(VisionEncoder):
             for piece, (facts, size) in zip(pieces, views, strict=True)
         ]
         count = len(self.encoders)
-        seen = [
+        pairs: Any = zip(self.encoders, self.reducers, strict=True)
+        seen: list[VisionFeatures] = [
             reducer(encoder.encode_tiles(shaped[number::count]))
-            for number, (encoder, reducer) in enumerate(
-                zip(self.encoders, self.reducers, strict=True)
-            )
+            for number, (encoder, reducer) in enumerate(pairs)
         ]
         if self._config.fuse == "sequence":
             return VisionFeatures(_side_by_side(seen), tuple(grids))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmlm.errors import ConfigError
@@ -27,11 +27,11 @@ from mmlm.vision.probe import idle_parameters
 MODEL_TYPES = ("siglip2_vision_model",)
 """Towers that take patches instead of pixels."""
 
-SEGMENTS = "mmlm_picture_segments"
+IN_TILES = "mmlm_picture_segments"
 _BORDERS = "mmlm_lengths"
 
 
-def attend_in_segments(
+def attend_in_tiles(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attend inside each tile; tiles of one length go through together.
@@ -56,7 +56,7 @@ def attend_in_segments(
     return joined.transpose(0, 1)[None], None
 
 
-ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, attend_in_segments)
+ALL_ATTENTION_FUNCTIONS.register(IN_TILES, attend_in_tiles)
 
 
 class NaflexEncoder(VisionEncoder):
@@ -88,7 +88,8 @@ class NaflexEncoder(VisionEncoder):
     @property
     def tower_config(self) -> dict[str, Any]:
         """The tower's config as transformers writes it."""
-        return self.tower.config.to_dict()
+        config: PretrainedConfig = self.tower.config
+        return config.to_dict()
 
     def forward(self, pixels: Tensor) -> VisionFeatures:
         """Encode tiles of one size."""
@@ -137,7 +138,7 @@ def run_packed(
     weight = embeddings.patch_embedding.weight
     places = _positions(embeddings, grids)
     hidden = embeddings.patch_embedding(patches.to(weight.dtype)) + places
-    tower.config._attn_implementation = SEGMENTS
+    tower.config._attn_implementation = IN_TILES
     states = [hidden]
     for block in blocks:
         setattr(block.self_attn, _BORDERS, [grid.num_tokens for grid in grids])

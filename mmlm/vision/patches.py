@@ -15,8 +15,6 @@ from torch import Tensor
 from mmlm.features import Size, VisionFeatures
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders
 
-_HALF = (0.5, 0.5, 0.5)
-
 
 @encoders.register("patches")
 class PatchesConfig(VisionConfig):
@@ -27,6 +25,9 @@ class PatchesConfig(VisionConfig):
 
     side_px: int = Field(default=224, ge=1)
     """Side of the picture, in pixels; a multiple of `patch_px`."""
+
+    channels: int = Field(default=3, ge=1)
+    """Channels of a pixel; other pictures than RGB are arrays."""
 
     resample: str = "bicubic"
     """How pictures are resized: bilinear, bicubic, lanczos or nearest-exact."""
@@ -45,13 +46,14 @@ class PatchesConfig(VisionConfig):
         """Return the facts, which follow from the settings alone."""
         rows = self.side_px // self.patch_px
         return VisionFacts(
-            width=self.patch_px**2 * 3,
+            width=self.patch_px**2 * self.channels,
             side=(self.side_px, self.side_px),
             grid=(rows, rows),
             patch=self.patch_px,
             stride=self.patch_px,
-            mean=_HALF,
-            std=_HALF,
+            channels=self.channels,
+            mean=(0.5,) * self.channels,
+            std=(0.5,) * self.channels,
             resample=self.resample,
             rule="multiple",
             step=self.patch_px,
@@ -71,8 +73,8 @@ class PatchesEncoder(VisionEncoder):
     """Cuts the picture into patches and hands their pixels on.
 
     Shapes:
-        pixels:  ``(tiles, 3, height, width)``
-        returns: values ``(tiles · rows · columns, patch · patch · 3)``
+        pixels:  ``(tiles, channels, height, width)``
+        returns: values ``(tiles · rows · columns, patch · patch · channels)``
     """
 
     def forward(self, pixels: Tensor) -> VisionFeatures:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mmlm.errors import ConfigError, MissingExtraError
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
+from mmlm.vision.channels import for_channels
 from mmlm.vision.probe import count_grid, idle_parameters, run_shapes, wrong_size
 from mmlm.vision.timm_weights import ModelWords, load_weights, words_of
 
@@ -56,6 +57,9 @@ class TimmVisionConfig(VisionConfig):
     side_px: int | None = Field(default=None, ge=1)
     """Side of the pictures in pixels; by default that of the weights."""
 
+    channels: int | None = Field(default=None, ge=1)
+    """Channels of a pixel; other than three, the stem is spread over them."""
+
     prefix: Literal["drop", "drop_first", "keep_as_tokens"] = "drop"
     """What becomes of CLS and registers."""
 
@@ -72,6 +76,8 @@ class TimmVisionConfig(VisionConfig):
         """Build the network, read its weights, and probe it."""
         _need_timm()
         words = words_of(self.checkpoint)
+        if self.channels is not None:
+            words = words._replace(model_args=words.model_args | {"in_chans": self.channels})
         side = Size(*words.side) if self.side_px is None else Size(self.side_px, self.side_px)
         tower = self._tower(words, side)
         if self.weights is not None or self.pretrained:
@@ -190,8 +196,8 @@ class TimmVisionConfig(VisionConfig):
             num_prefix=num_prefix,
             kept_prefix=kept[self.prefix],
             channels=_channels(tower),
-            mean=self.mean or words.mean,
-            std=self.std or words.std,
+            mean=self.mean or for_channels(words.mean, _channels(tower)),
+            std=self.std or for_channels(words.std, _channels(tower)),
             resample=self.resample or _RESAMPLE.get(words.interpolation, "bicubic"),
             rule="multiple" if self._follows_size(tower, stride) else "fixed",
             step=stride,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import ConfigError
 from mmlm.storage.parts import locate
+from mmlm.vision.channels import spread
 
 _CLASSIFIER_TENSORS = 2
 
@@ -87,8 +88,9 @@ def load_weights(
         network.load_state_dict(_own_weights(checkpoint, model_args or {}))
         return
     path = Path(locate(weights, origin="vision.weights"))
-    state = _read(path, weights)
-    network.load_state_dict(match_tensors(network.state_dict(), state, name=weights))
+    wanted = network.state_dict()
+    state = match_tensors(wanted, read_tensors(path, weights), name=weights)
+    network.load_state_dict({key: spread(state[key], wanted[key].shape) for key in wanted})
 
 
 def match_tensors(
@@ -116,7 +118,8 @@ def match_tensors(
         )
     state = dict(wanted)
     for (key, mine), (their_key, tensor) in zip(ours, theirs, strict=False):
-        if mine.shape != tensor.shape or key.rsplit(".", 1)[-1] != their_key.rsplit(".", 1)[-1]:
+        fits = spread(tensor, mine.shape).shape == mine.shape
+        if not fits or key.rsplit(".", 1)[-1] != their_key.rsplit(".", 1)[-1]:
             raise ConfigError(
                 f"{name} does not fit the network: {their_key} {tuple(tensor.shape)} stands where "
                 f"{key} {tuple(mine.shape)} is wanted. It is another network, or another order."
@@ -139,7 +142,7 @@ def _own_weights(checkpoint: str, model_args: dict[str, Any]) -> dict[str, Tenso
     return model.state_dict()
 
 
-def _read(path: Path, name: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
     """Read a weight file; only tensors are unpickled."""
     try:
         if path.suffix == ".safetensors":

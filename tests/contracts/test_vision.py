@@ -56,6 +56,8 @@ TINY = {
         TIMM | {"checkpoint": "test_convnext", "layers": [-3, -1]},
     ],
     "patches": [{"use": "patches", "patch_px": 8, "side_px": 32}],
+    # Its own package is heavy: tests/vision/test_open_clip.py runs where it is installed.
+    "open_clip": [],
     "mixture": [
         {"use": "mixture", "encoders": [HF["dinov2"], HF["siglip"] | {"side_px": 48}]},
         {

@@ -1,0 +1,105 @@
+"""`mmlm probe`: what an image encoder takes, gives and costs, and what its features look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmlm.cli.base import Command, Options, Parser, hush
+from mmlm.config import parse_yaml
+
+
+def _arguments(parser: Parser) -> None:
+    parser.word("encoder", metavar="ENCODER", help="timm:NAME, a Hub id or folder, or {use: …}")
+    parser.add_argument("--side", type=int, metavar="PX", help="side of the pictures")
+    parser.add_argument("--untrained", action="store_true", help="do not read weights (timm)")
+    parser.add_argument("--weights", metavar="FILE", help="a weight file (timm)")
+    parser.add_argument("--image", metavar="FILE", help="a picture whose features are drawn")
+    parser.add_argument(
+        "--out", metavar="PNG", default="probe.png", help="where they are drawn (probe.png)"
+    )
+
+
+def words_of(options: Options) -> dict[str, Any]:
+    """Turn the command line into the words of a recipe."""
+    named: str = options.encoder
+    if named.lstrip().startswith("{"):
+        words: dict[str, Any] = dict(parse_yaml(named, origin="ENCODER"))
+    elif named.startswith("timm:"):
+        words = {"use": "timm", "checkpoint": named.removeprefix("timm:")}
+    else:
+        words = {"use": "hf", "checkpoint": named}
+    if options.side:
+        words["side_px"] = options.side
+    if options.untrained:
+        words["pretrained"] = False
+    if options.weights:
+        words["weights"] = options.weights
+    return words
+
+
+def _run(options: Options) -> None:
+    hush()
+    from mmlm.vision import encoders, measure
+
+    config = encoders.read(words_of(options), origin="ENCODER")
+    encoder = config.load().eval().requires_grad_(False)
+    facts = encoder.facts
+    parameters = sum(weight.numel() for weight in encoder.parameters())
+    print(f"encoder     {options.encoder}: {parameters / 1e6:,.1f} M parameters")
+    print(f"takes       {measure.sizes_that_work(config, encoder)}")
+    print(f"pixels      mean {_numbers(facts.mean)}, deviation {_numbers(facts.std)}")
+    print(f"            {facts.resample}, {facts.channels} channels")
+    for stage in measure.stages(encoder):
+        grid = f"{stage.rows} × {stage.columns}"
+        print(f"gives       {grid:>9} = {stage.num_tokens:>5,} × {stage.width:,}  {stage.name}")
+    if facts.num_prefix:
+        print(f"prefix      {facts.num_prefix} tokens, {facts.kept_prefix} handed on")
+    print(f"costs       {measure.flops_of(encoder) / 1e9:,.2f} GFLOPs a picture")
+    print(f"speed       {measure.images_per_second(encoder):,.1f} pictures a second here")
+    if options.image:
+        print(f"drawn       {_draw(options, encoder)}")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def _draw(options: Options, encoder: Any) -> Path:
+    """Draw the picture, and the colours of its features beside it."""
+    import torch
+
+    from mmlm.images import open_image
+    from mmlm.processing import MMLMImageProcessor
+    from mmlm.vision import measure
+
+    image = open_image(options.image)
+    policy = "native" if encoder.facts.rule == "multiple" else "squash"
+    looks = MMLMImageProcessor({"use": policy}, encoder.facts.to_dict(), None, {"use": "linear"})
+    pixels, size = looks.look(image)
+    with torch.no_grad():
+        tiles = [tile.size for tile in looks.counter.plan(size).tiles]
+        if looks.counter.is_flat:
+            features = encoder.encode_numbers(pixels, tiles)
+        else:
+            features = encoder(pixels)
+    out = Path(options.out)
+    measure.draw_maps(image, measure.colours(features)).save(out)
+    return out
+
+
+COMMANDS = {
+    "probe": Command(
+        name="probe",
+        usage="ENCODER [options]",
+        about="Load an image encoder and say what it takes, gives and costs here; with --image,\n"
+        "draw its features in colours (their three principal components).",
+        arguments=_arguments,
+        run=_run,
+        examples=[
+            ("mmlm probe google/siglip2-base-patch16-256", "a checkpoint of transformers"),
+            ("mmlm probe timm:convnext_tiny --untrained", "a network of timm, no weights"),
+            ("mmlm probe FOLDER --image cat.jpg", "writes probe.png"),
+        ],
+    )
+}
