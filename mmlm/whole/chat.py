@@ -66,10 +66,10 @@ class WholeChat(ChatFormat):
             TemplateError: if the template refuses the conversation, or labels are asked for and
                 cannot be proven.
         """
-        blind = super().encode(messages, add_generation_prompt=add_generation_prompt,
-                               with_labels=with_labels) if not image_tokens else None  # fmt: skip
-        if blind is not None:
-            return blind
+        if not image_tokens:
+            return super().encode(
+                messages, add_generation_prompt=add_generation_prompt, with_labels=with_labels
+            )
         num_images = sum(len(message.images) for message in messages)
         if num_images != len(image_tokens):
             raise AlignmentError(
@@ -88,7 +88,8 @@ class WholeChat(ChatFormat):
         text = "".join(atom.text for atom in atoms)
         ids, offsets = self._tokenise_plain(atoms) if collides else self._tokenise(text)
         labels = self._labels(ids, offsets, text, atoms, collides) if with_labels else None
-        spans = [_tokens_of(offsets, *place) for place in places]
+        # Where somebody wrote control tokens, offsets are those of another text: spans are empty.
+        spans = [(0, 0) if collides else _tokens_of(offsets, *place) for place in places]
         if not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)):
             num = len(self._prefix)
             ids = [*self._prefix, *ids]
@@ -144,4 +145,4 @@ def placeholder_of(processor: Any, template: str | None) -> str:
             f"pictures stand. Tune this model with the tools of its own authors."
         )
     written = [name for name in known if template and name in template]
-    return written[0] if written else known[-1 if len(known) == 1 else 0]
+    return (written or known)[0]

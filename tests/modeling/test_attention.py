@@ -21,7 +21,7 @@ ON_CPU = ("eager", "sdpa", "segments")
 ON_GPU = ("flash_attention_2", "flash_attention_3", "varlen", "flex", "segments", "sdpa", "eager")
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
 def model(request, tmp_path_factory):
     return compose_tiny(tmp_path_factory.mktemp("attention"), language=request.param).model
 

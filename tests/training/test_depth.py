@@ -25,9 +25,10 @@ def test_a_slice_names_layers_and_nothing_else(model):
     public = sorted(public_name(name) for name in chosen)
     assert public
     numbers = {
-        (name.split(".")[0], next(w for w in name.split(".") if w.isdigit())) for name in public
+        (name.split(".")[0], int(next(w for w in name.split(".") if w.isdigit())))
+        for name in public
     }
-    assert numbers == {("vision", "1"), ("language", "0")}
+    assert numbers == {("vision", 1), ("vision", 2), ("language", 0)}
     with pytest.raises(ConfigError, match="matches no parameter"):
         matching(model, {"vision.*[40:]": 1.0})
     assert split_slice("vision.*[a:]")[1] is None

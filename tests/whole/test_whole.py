@@ -4,6 +4,8 @@ Tolerance of logits after a step and a round through the disk: nothing is rounde
 size; a single step at the rate used here moves them by more than 1e-2.
 """
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from mmlm.training.recipe import Recipe, RunConfig
 from mmlm.training.stage import StageRun
 from mmlm.whole import WholeModel
 from tests.tiny import picture
+from tests.training.test_preference import write_pairs
 from tests.training.tiny_run import write_rows
 from tests.whole.families import FAMILIES, save_family
 
@@ -75,7 +78,13 @@ def crash_at(monkeypatch, step):
     monkeypatch.setattr(StageRun, "_learn", learn_or_crash)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("qwen2_vl", "idefics3")
+WHOLE_RUNS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES
+]
+
+
+@pytest.mark.parametrize("name", WHOLE_RUNS)
 def test_a_family_is_trained_resumed_saved_and_answers_as_its_own_class(
     folders, tmp_path, monkeypatch, name
 ):
@@ -163,17 +172,17 @@ def test_adapters_are_merged_into_the_class_that_is_saved(folders, tmp_path):
     assert moved == {"connector", "language"}
 
 
-def test_padded_rows_give_the_gradients_of_packed_ones(folders, tmp_path):
-    losses = {}
+def test_padded_rows_have_the_loss_and_the_gradient_of_packed_ones(folders, tmp_path):
+    rows = []
     for packing in ("packed", "padded"):
-        words = recipe_of(folders["qwen2_vl"], tmp_path, until={"steps": 1}, step_tokens=4000)
-        words["run"] |= {"packing": packing, "row_tokens": 4000, "pool_samples": 64}
-        done = train(words, tmp_path / packing, quiet=True)
-        losses[packing] = load_whole(done.model)[0]
-    for one, other in zip(
-        losses["packed"].parameters(), losses["padded"].parameters(), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+        words = recipe_of(folders["qwen2_vl"], tmp_path, until={"steps": 1}, step_tokens=9000)
+        words["run"] |= {"packing": packing, "row_tokens": 9000, "pool_samples": 64}
+        train(words, tmp_path / packing, quiet=True)
+        log = (tmp_path / packing / "log.jsonl").read_text().splitlines()
+        rows.append(json.loads(log[0]))
+    assert rows[0]["tokens"] == rows[1]["tokens"]
+    for key in ("loss", "grad_norm"):
+        assert rows[0][key] == pytest.approx(rows[1][key], rel=RTOL)
 
 
 def test_a_dry_run_says_that_the_class_stays_the_same(folders, tmp_path, capsys):
@@ -231,3 +240,19 @@ def test_a_benchmark_asks_it_like_any_other_model(folders, name):
     each = logits.log_softmax(-1)[labels != -100].gather(1, labels[labels != -100][:, None])
     assert backend.likelihoods(cases[:1])[0][1] == pytest.approx(float(each.mean()), rel=1e-4)
     assert backend.weights != LocalBackend(load(folders["internvl"], whole=True)).weights
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_pairs_of_answers_are_learnt_from_log_two_on(folders, tmp_path, packing):
+    pytest.importorskip("peft")
+    pairs = write_pairs(tmp_path)
+    words = recipe_of(
+        folders["qwen2_vl"], tmp_path, learn=["adapters.*"], peak_lr=1e-2,
+        adapters={"use": "lora", "rank": 4}, objective={"use": "preference", "beta": 0.5},
+        data={"use": "pairs", "path": str(pairs)}, until={"epochs": 4}, step_tokens=800,
+    )  # fmt: skip
+    words["run"] |= {"packing": packing, "row_tokens": 400, "drop_budget": 0.5}
+    train(words, tmp_path / "run", quiet=True)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
