@@ -60,8 +60,8 @@ def varlen_attention(
     half = query.dtype if query.dtype != torch.float32 else value.dtype
     if half == torch.float32 and torch.is_autocast_enabled(query.device.type):
         half = torch.get_autocast_dtype(query.device.type)
-    rows = [state[0].transpose(0, 1).to(half) for state in (query, key, value)]
-    output = call_varlen(*rows, borders, longest, scale=scaling, window=sliding_window)
+    query, key, value = (state[0].transpose(0, 1).to(half) for state in (query, key, value))
+    output = call_varlen(query, key, value, borders, longest, scale=scaling, window=sliding_window)
     return output.unsqueeze(0), None
 
 
