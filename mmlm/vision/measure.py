@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlm.errors import ConfigError
-from mmlm.features import Size, VisionFeatures
+from mmlm.features import VisionFeatures
 from mmlm.vision.base import VisionConfig, VisionEncoder
 
 SIDES = (112, 128, 160, 192, 224, 256, 288, 320, 336, 384, 448, 512)

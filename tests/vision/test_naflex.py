@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmlm import load
 from mmlm.errors import ConfigError
+from mmlm.messages import user
 from mmlm.vision import encoders
 from mmlm.vision.naflex import patches_of
+from tests import tiny
 
 WORDS = {
     "use": "hf",
@@ -63,6 +66,32 @@ def test_a_tile_does_not_see_the_others():
     assert not after[0].equal(before[0])
     for one, other in zip(before[1:], after[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_any_proportions_go_through_a_whole_model(tmp_path):
+    made = tiny.compose_tiny(
+        tmp_path,
+        eye=WORDS | {"layer": "last"},
+        image={"use": "native", "rule": "fit", "max_tokens": 9},
+        reducer={"use": "pixel_shuffle"},
+    )
+    pictures = [tiny.picture(1, 30, 90), tiny.picture(2, 50, 50)]
+    encoded = made.processor.encode_chat([user("What?", pictures)], add_generation_prompt=True)
+    # A cell is a square of 2 x 2 patches: at most nine tokens each.
+    assert [last - first for first, last in encoded.image_spans] == [8, 9]
+    given = {
+        "input_ids": torch.tensor([encoded.ids]),
+        "pixel_values": encoded.pixel_values,
+        **made.processor.image_processor.sizes(encoded.image_sizes),
+    }
+    made.model(**given, labels=given["input_ids"]).loss.backward()
+    assert made.model.model.vision.tower.embeddings.position_embedding.weight.grad.any()
+    made.save(tmp_path / "saved")
+    back = load(tmp_path / "saved", device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            back.model(**given).logits, made.model(**given).logits, rtol=0, atol=0
+        )
 
 
 def test_a_layer_beyond_the_tower_is_refused():
