@@ -320,8 +320,7 @@ def _difference(ours: Any, stock: Any, photo: Path) -> float:
 def measure_plan(folder: Path, ours: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Plan rows on this core, with their text and without."""
     from mmlm.data import open_mixture
-    from mmlm.data.planning import Planned, Planner
-    from mmlm.images import read_size
+    from mmlm.data.planning import Planned, Planner, size_of
     from mmlm.messages import images_of
 
     count = 200 if options.tiny else 6000
@@ -340,7 +339,7 @@ def measure_plan(folder: Path, ours: Any, options: argparse.Namespace) -> dict[s
         place = mixture.place(position)
         sample = mixture.sources[place.source].sample(place.row)
         for image in images_of(sample.messages):
-            counter.count(read_size(image))
+            counter.count(size_of(image, counter.policy.readers))
     headers = count / (time.perf_counter() - started)
     return {
         "samples_per_second": whole,

@@ -18,10 +18,10 @@ from mmlm.config import Config
 class SourceFacts(Config):
     """Facts about one data set."""
 
-    home: str = Field(min_length=1)
+    home: str | None = Field(default=None, min_length=1)
     """Where the set lives: the id on the Hub, or an address."""
 
-    licence: str = Field(min_length=1)
+    licence: str | None = Field(default=None, min_length=1)
     """The licence that its card names (SPDX where there is one), and what else binds."""
 
     rows: int | None = Field(default=None, ge=1)
@@ -55,7 +55,11 @@ class SourceFacts(Config):
 
     def lines(self) -> list[str]:
         """Say it for people."""
-        said = [f"home        {self.home}", f"licence     {self.licence}{self._doubt('licence')}"]
+        said = [
+            f"{name:12}{value}{self._doubt(name)}"
+            for name, value in (("home", self.home), ("licence", self.licence))
+            if value is not None
+        ]
         if self.rows is not None:
             said.append(f"rows        {self.rows:,}{self._doubt('rows')}")
         if self.gigabytes is not None:

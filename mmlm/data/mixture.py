@@ -7,6 +7,7 @@ in constant memory. The words under `data:` in a recipe become a mixture here:
     data: photos.jsonl                       a file
     data: {use: csv, path: a.csv}            a source, written out
     data: {mix: [{use: …, weight: 2}, …]}    several
+    data: {mix: […], temperature: 2}         several, the small ones more often: size^(1/2)
 
 A stream among the sources is read forward: its row at a position is the number of times that
 it was drawn before. This module plans nothing and packs nothing; see `mmlm.data.pipeline`.
@@ -44,6 +45,13 @@ class Share(Config):
 
     cap: int | None = Field(default=None, ge=1)
     """Most rows that one epoch takes from this source."""
+
+    temperature: float = Field(default=1.0, gt=0.0)
+    """What the mix says about sizes: each source has a part of the epoch that goes with its rows to
+    the power of 1 / temperature. 1 leaves them, 2 takes the root, a thousand makes them equal."""
+
+    among: str = ""
+    """Which mix that is; filled in when the mix is read."""
 
     def rows_an_epoch(self, num_rows: int) -> int:
         """Return how many rows of a source of `num_rows` one epoch takes."""
@@ -224,13 +232,23 @@ def read_mixture(
     facts_of(words, origin=origin)
     words = {key: value for key, value in words.items() if key != "about"}
     if "mix" in words:
-        extra = sorted(set(words) - {"mix"})
+        extra = sorted(set(words) - {"mix", "temperature"})
         if extra or not isinstance(words["mix"], list):
             raise ConfigError(f"{origin} with `mix` takes a list of sources and no {extra}.")
         found: list[tuple[SourceConfig, Share, Path]] = []
         for index, entry in enumerate(words["mix"]):
             found += read_mixture(entry, folder=folder, origin=f"{origin}.mix[{index}]", find=find)
-        return found
+        if "temperature" not in words:
+            return found
+        heat = Share.from_dict({"temperature": words["temperature"]}, origin=origin).temperature
+        if any(share.among for _, share, _ in found):
+            raise ConfigError(
+                f"{origin}: a mix with a temperature stands inside another. Say it once, outside."
+            )
+        return [
+            (config, share.model_copy(update={"temperature": heat, "among": origin}), home)
+            for config, share, home in found
+        ]
     share_words = {key: words[key] for key in ("weight", "cap") if key in words}
     share = Share.from_dict(share_words, origin=origin)
     rest = {key: value for key, value in words.items() if key not in share_words}
@@ -242,7 +260,25 @@ def read_mixture(
 
 def _product(outer: Share, inner: Share) -> Share:
     caps = [cap for cap in (outer.cap, inner.cap) if cap is not None]
-    return Share(weight=outer.weight * inner.weight, cap=min(caps) if caps else None)
+    weight, cap = outer.weight * inner.weight, min(caps) if caps else None
+    return inner.model_copy(update={"weight": weight, "cap": cap})
+
+
+def evened(opened: Sequence[tuple[Source, Share]]) -> list[tuple[Source, Share]]:
+    """Turn temperatures into weights; an epoch of each mix keeps its length, caps come after."""
+    masses = [share.weight * len(source) for source, share in opened]
+    found: list[tuple[Source, Share]] = []
+    for source, share in opened:
+        if share.temperature == 1.0 or not len(source):
+            found.append((source, share))
+            continue
+        mix = [mass for mass, (_, other) in zip(masses, opened, strict=True)
+               if other.among == share.among]  # fmt: skip
+        power = 1.0 / share.temperature
+        whole = sum(mix) / sum(mass**power for mass in mix if mass)
+        rows = whole * (share.weight * len(source)) ** power
+        found.append((source, share.model_copy(update={"weight": rows / len(source)})))
+    return found
 
 
 def _read_name(
@@ -271,7 +307,7 @@ def open_mixture(
 ) -> Mixture:
     """Open every source that `words` name; see `read_mixture` for the arguments."""
     configs = read_mixture(words, folder=folder, origin=origin, find=find)
-    opened = [(config.open(home), share) for config, share, home in configs]
+    opened = evened([(config.open(home), share) for config, share, home in configs])
     seen: dict[str, int] = {}
     for source, _ in opened:
         seen[source.name] = seen.get(source.name, 0) + 1

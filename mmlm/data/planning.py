@@ -24,9 +24,13 @@ from mmlm.data.schema import BadRowError, Drop, Sample
 from mmlm.data.sharing import NOT_LEARNT, Coded, join, parted_questions
 from mmlm.errors import AlignmentError, ConfigError, ImageError
 from mmlm.features import Size
-from mmlm.images import read_size, split_reference
+from mmlm.images import Readers, read_size, split_reference
+from mmlm.images.decode import MAX_PIXELS, MAX_SIDE_PX
+from mmlm.images.header import quick_size
 from mmlm.messages import Message, images_of
 from mmlm.processing import MMLMProcessor
+
+_MOST_FILE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,7 @@ class Planner:
         num_tiles = 0
         for picture in pictures:
             try:
-                is_path = isinstance(picture, str | os.PathLike)
-                if is_path and not split_reference(picture)[0].exists():
-                    raise BadRowError("no_image_file", str(picture))
-                size = read_size(picture, readers=counter.policy.readers)
+                size = size_of(picture, counter.policy.readers)
             except (ImageError, OSError) as error:
                 raise BadRowError(cause_of(picture, error), str(error)) from None
             num_tiles += len(counter.plan(size).tiles)
@@ -193,6 +194,26 @@ class Planner:
         return Coded(
             encoded.ids, encoded.labels, max((e for _, e in encoded.image_spans), default=0)
         )
+
+
+def size_of(picture: Any, readers: Readers) -> Size:
+    """Read the size of a picture, the quick way where its bytes are plain.
+
+    Raises:
+        BadRowError: if the file is not there, or is one that nobody should wait for.
+        ImageError: if the header cannot be read, or promises too large a picture.
+    """
+    if not isinstance(picture, str | os.PathLike):
+        return read_size(picture, readers=readers)
+    try:
+        size, length = quick_size(os.fspath(split_reference(picture)[0]))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadRowError("no_image_file", str(picture)) from None
+    if length > _MOST_FILE_BYTES:
+        raise BadRowError("image_too_large", f"{picture} has {length:,} bytes")
+    if size is None or size.height * size.width > MAX_PIXELS or not 0 < max(size) <= MAX_SIDE_PX:
+        return read_size(picture, readers=readers)
+    return size
 
 
 def cause_of(picture: Any, error: Exception) -> str:

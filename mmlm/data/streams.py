@@ -234,7 +234,7 @@ class StreamSource(Source):
             raise DataError(
                 f"{self.name} has {len(self._shards.names)} shards, too few for {of} readers that "
                 f"have shards of their own. Write the data into more shards, or let every rank "
-                f"read all of them: split: false."
+                f"read all of them: split_ranks: false."
             )
         numbers = list(range(number, len(self._shards.names), of))
         shards = self._shards.part(numbers)
@@ -325,7 +325,7 @@ class StreamConfig(RowsConfig):
     shards_at_once: int = Field(default=8, ge=1)
     """How many shards are read in turn, so that neighbours come from different ones."""
 
-    split: bool = True
+    split_ranks: bool = True
     """Whether each rank of a run on several reads shards of its own, and packs them by itself. The
     order then hangs on the number of ranks. Otherwise every rank reads all shards."""
 
@@ -350,5 +350,5 @@ class StreamConfig(RowsConfig):
             window=self.window,
             at_once=self.shards_at_once,
             counted=self.rows is None,
-            split=self.split,
+            split=self.split_ranks,
         )

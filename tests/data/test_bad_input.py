@@ -73,6 +73,9 @@ def test_every_way_in_which_a_row_can_be_wrong_has_its_own_name(tmp_path, proces
     (tmp_path / "page.png").write_text("<html>not found</html>")
     (tmp_path / "cut.png").write_bytes(png(side=64)[:60])
     (tmp_path / "folder.png").mkdir()
+    with (tmp_path / "endless.png").open("wb") as file:
+        file.write(png())
+        file.truncate((2 << 30) + 1)  # takes no room on disk
     ask = {"question": "What?", "answer": "A."}
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A."}]
     rows = {
@@ -80,6 +83,7 @@ def test_every_way_in_which_a_row_can_be_wrong_has_its_own_name(tmp_path, proces
         "no_image_file": {**ask, "image": "missing.png"},
         "image_too_large": {**ask, "image": "huge.png"},
         "image_too_large too": {**ask, "image": "large.png"},
+        "image_too_large file": {**ask, "image": "endless.png"},
         "bad_image": {**ask, "image": "empty.png"},
         "bad_image page": {**ask, "image": "page.png"},
         "bad_image cut": {**ask, "image": "cut.png"},

@@ -1,5 +1,7 @@
 """The order is a pure function of seed and position, in constant memory."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -129,3 +131,35 @@ def test_a_mixture_is_read_from_names_files_and_lists(tmp_path):
 def test_wrong_words_for_data_are_named(words, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         read_mixture(words, folder=tmp_path)
+
+
+def write_numbers(folder, **sizes):
+    for name, size in sizes.items():
+        rows = [{"question": name, "answer": str(n)} for n in range(size)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_temperature_gives_small_sources_a_larger_part_of_an_epoch(tmp_path):
+    write_numbers(tmp_path, big=900, small=100)
+    counts = {}
+    for heat in (1, 2, 1000):
+        words = {"mix": ["big.jsonl", "small.jsonl"], "temperature": heat}
+        counts[heat] = list(open_mixture(words, folder=tmp_path).counts.values())
+    assert counts[1] == [900, 100]
+    assert counts[2] == [750, 250]  # 30 to 10, the roots of 900 and 100
+    assert counts[1000] == [501, 499]
+    words = {"mix": ["big.jsonl", {"recipe": "small.jsonl", "weight": 4}], "temperature": 2}
+    assert list(open_mixture(words, folder=tmp_path).counts.values()) == [780, 520]
+    words = {"mix": [{"recipe": "big.jsonl", "cap": 200}, "small.jsonl"], "temperature": 2}
+    assert list(open_mixture(words, folder=tmp_path).counts.values()) == [200, 250]
+
+
+def test_a_mix_with_a_temperature_stands_beside_other_sources(tmp_path):
+    write_numbers(tmp_path, big=900, small=100, other=50)
+    inner = {"mix": ["big.jsonl", "small.jsonl"], "temperature": 2}
+    mixture = open_mixture([inner, "other.jsonl"], folder=tmp_path)
+    assert list(mixture.counts.values()) == [750, 250, 50]
+    with pytest.raises(ConfigError, match="Say it once"):
+        open_mixture({"mix": [inner], "temperature": 3}, folder=tmp_path)
+    with pytest.raises(ConfigError, match="temperature"):
+        open_mixture({"mix": ["big.jsonl"], "temperature": 0}, folder=tmp_path)

@@ -141,7 +141,7 @@ def test_indexed_sources_and_streams_that_are_not_split_are_dealt_out_as_before(
 ):
     write_tars(tmp_path / "tars", [5, 6])
     write_lines(tmp_path / "a.jsonl", [{"question": "a", "answer": str(n)} for n in range(12)])
-    for words in ([{**WORDS, "split": False}], ["a.jsonl"]):
+    for words in ([{**WORDS, "split_ranks": False}], ["a.jsonl"]):
         alone = used(steps(tmp_path, processor, words, world=1, samples=11))
         both = used(steps(tmp_path, processor, words, world=2, samples=11))
         assert sorted(alone) == sorted(both)
@@ -149,7 +149,7 @@ def test_indexed_sources_and_streams_that_are_not_split_are_dealt_out_as_before(
 
 def test_too_few_shards_for_the_readers_say_so(tmp_path, processor):
     write_tars(tmp_path / "tars", [5, 6])
-    with pytest.raises(DataError, match=r"2 shards, too few for 3 .* split: false"):
+    with pytest.raises(DataError, match=r"2 shards, too few for 3 .* split_ranks: false"):
         steps(tmp_path, processor, [WORDS], world=3, samples=11)
 
 

@@ -97,6 +97,7 @@ def test_every_set_says_its_licence_and_what_was_not_checked(name):
     facts = facts_of(read_yaml(find_recipe("sources", name)), origin=name)
     said = "\n".join(facts.lines())
     assert facts.licence in said
+    assert facts.home in said
     for fact in facts.unverified:
         assert fact == "shape" or getattr(facts, fact) is not None
     assert said.count("(unverified)") == len(set(facts.unverified) - {"shape"})

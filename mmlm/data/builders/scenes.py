@@ -216,8 +216,9 @@ def _place(draw: random.Random, looks: list[tuple[str, str]]) -> list[Thing]:
         row, column = divmod(cell, _CELLS)
         size = draw.uniform(0.55, 0.8)
         room = (1 - size) / 2 - 0.03
-        middle = [place + 0.5 + draw.uniform(-room, room) for place in (column, row)]
-        things.append(Thing(shape, colour, *middle, size))
+        x = column + 0.5 + draw.uniform(-room, room)
+        y = row + 0.5 + draw.uniform(-room, room)
+        things.append(Thing(shape, colour, x, y, size))
     return things
 
 
