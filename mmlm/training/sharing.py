@@ -2,7 +2,8 @@
 
 Before the first step a stretch with two branches goes through the model. Each branch must give
 what it gives when it stands behind the stretch alone, and must not change when the other does.
-Where that fails, or the attention has no way to say it, every question gets its picture again.
+Where that fails, or the attention has no way to say it, or pictures are read between the layers,
+every question gets its picture again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ _LARGEST = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 def with_sharing(model: Any, choice: AttentionChoice) -> AttentionChoice:
     """Return the choice with what was found out about sharing pictures."""
-    is_ours = isinstance(model, MMLMForConditionalGeneration)
-    if not is_ours or not choice.packed or choice.backend != SEGMENTS:
+    if not isinstance(model, MMLMForConditionalGeneration):
+        return choice
+    # What is read between the layers goes by the borders of the row, and a branch holds no picture.
+    if not choice.packed or choice.backend != SEGMENTS or model.model.injection is not None:
         return choice
     try:
         proof = prove_sharing(model)

@@ -3,9 +3,11 @@
 import io
 import json
 import random
+import re
 import struct
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -298,3 +300,9 @@ def test_a_picture_is_what_its_bytes_are_and_not_its_name(tmp_path, processor):
     (tmp_path / "a.png").write_bytes(made.getvalue())
     write_lines(tmp_path / "a.jsonl", [{"id": "x", "image": "a.png", "answer": "b"}])
     assert read_all(open_mixture("a.jsonl", folder=tmp_path), processor) == (["x"], [])
+
+
+def test_every_cause_is_named_by_a_test():
+    here = Path(__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in here.glob("test_*.py"))
+    assert [cause for cause in CAUSES if not re.search(rf"\b{cause}\b", text)] == []
