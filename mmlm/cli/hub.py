@@ -10,8 +10,26 @@ from mmlm.errors import UsageError
 _FORMS = {
     "stock": "a class of transformers; an error says why, where the composition equals none",
     "mmlm": "MMLM's own class; every composition has this form",
+    "remote-code": "MMLM's own class with its code, for people who have no MMLM",
     "delta": "only what was learnt, beside the names of the base parts",
 }
+
+
+_CLASSES = (
+    "aya_vision",
+    "cohere2_vision",
+    "deepseek_vl",
+    "fast_vlm",
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "lfm2_vl",
+    "llava",
+    "llava_next",
+    "paligemma",
+    "perception_lm",
+)
+"""The stock classes by name, listed here because the library is not loaded for `--help`."""
 
 
 def _export_arguments(parser: Parser) -> None:
@@ -20,8 +38,9 @@ def _export_arguments(parser: Parser) -> None:
         "--to",
         metavar="FORMAT",
         required=True,
-        type=one_of("format", _FORMS),
-        help="; ".join(f"{name}: {about}" for name, about in _FORMS.items()),
+        type=one_of("format", [*_FORMS, *_CLASSES]),
+        help="; ".join(f"{name}: {about}" for name, about in _FORMS.items())
+        + f"; or that class and no other: {', '.join(_CLASSES)}",
     )
     parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="a new folder")
 
@@ -35,14 +54,28 @@ def _export(options: Options) -> None:
     assistant = load(options.model, device="cpu")
     if options.to == "delta":
         assistant.save(options.out, delta=True)
+    elif options.to in ("mmlm", "remote-code"):
+        hub.save_mmlm(
+            assistant.model, assistant.processor, options.out, notes=assistant.notes,
+            with_code=options.to == "remote-code",
+        )  # fmt: skip
     else:
-        write = hub.save_stock if options.to == "stock" else hub.save_mmlm
-        write(assistant.model, assistant.processor, options.out, notes=assistant.notes)
-    print(f"{options.out} holds the model as {_FORMS[options.to].split(';')[0]}.")
+        target = None if options.to == "stock" else hub.stock_classes[options.to]()
+        hub.save_stock(
+            assistant.model, assistant.processor, options.out, target=target,
+            notes=assistant.notes,
+        )  # fmt: skip
+    form = _FORMS.get(options.to, f"the class {options.to} of transformers")
+    print(f"{options.out} holds the model as {form.split(';')[0]}.")
 
 
 def _import_arguments(parser: Parser) -> None:
-    parser.word("checkpoint", metavar="CHECKPOINT", help="a folder or Hub id of a stock class")
+    parser.word(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a folder or Hub id of a stock class, or a checkpoint of LLaVA, TinyLLaVA, Bunny, "
+        "MobileVLM, nanoVLM or Prismatic",
+    )
     parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="a new folder")
 
 
@@ -55,7 +88,8 @@ def _import(options: Options) -> None:
     assistant = load(options.checkpoint, device="cpu")
     hub.save_mmlm(assistant.model, assistant.processor, options.out, notes=assistant.notes)
     print(
-        f"{options.out} holds it as MMLM's own class. In a recipe: model: {{from: {options.out}}}"
+        "".join(f"Note: {note}.\n" for note in assistant.model.config.sources.get("notes", []))
+        + f"{options.out} holds it as MMLM's own class. In a recipe: model: {{from: {options.out}}}"
     )
 
 
@@ -92,12 +126,14 @@ COMMANDS = {
         examples=[
             ("mmlm export runs/quickstart --to delta --out small", "a few megabytes"),
             ("mmlm export runs/quickstart --to mmlm --out own", "MMLM's own class"),
+            ("mmlm export own --to remote-code --out open", "opens where no MMLM is installed"),
         ],
     ),
     "import": Command(
         name="import",
         usage="CHECKPOINT --out DIR",
-        about="Read a checkpoint that is a class of transformers, and write it as MMLM's own.",
+        about="Read a checkpoint that is a class of transformers, or of another project, and "
+        "write\nit as MMLM's own class.",
         arguments=_import_arguments,
         run=_import,
         examples=[("mmlm import llava-hf/llava-1.5-7b-hf --out llava", "28 GB to download")],

@@ -16,7 +16,9 @@ from mmlm.hub.classes import FastVLM as FastVLM
 from mmlm.hub.classes import Gemma3 as Gemma3
 from mmlm.hub.classes import Idefics3 as Idefics3
 from mmlm.hub.classes import InternVL as InternVL
+from mmlm.hub.classes import Lfm2VL as Lfm2VL
 from mmlm.hub.classes import Llava as Llava
+from mmlm.hub.classes import LlavaNext as LlavaNext
 from mmlm.hub.classes import PaliGemma as PaliGemma
 from mmlm.hub.classes import PerceptionLM as PerceptionLM
 from mmlm.hub.delta import save_delta as save_delta

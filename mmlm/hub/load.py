@@ -2,6 +2,7 @@
 
     folder or id ──► find ──► config.json ──► mmlm ─────► parts
                                           ├─► llava … ──► composition, renamed tensors ──► parts
+                          ├─► another project's ──► mmlm.hub.importers ──► parts
                               delta.json ─┴─► base parts and what was learnt ────────────► parts
 
 What a folder holds is compared with what its config promises before a model is built: a
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from mmlm.errors import CheckpointError, ConfigError, MMLMError
+from mmlm.hub.importers import import_folder, layout_of
 from mmlm.hub.keymaps import compare_keys
 from mmlm.hub.stock import StockClass, stock_class_of
 from mmlm.hub.weights import (
@@ -121,6 +123,8 @@ def _download(name: str) -> Path:
 def _load_folder(folder: Path, dtype: torch.dtype | None) -> Parts:
     values = read_json(folder / "config.json")
     model_type = values.get("model_type")
+    if (layout := layout_of(values)) is not None:
+        return import_folder(folder, layout, dtype=dtype)
     manifest = _manifest(folder)
     if manifest is not None:
         check_weights(folder, manifest.get("weights") or {})

@@ -31,6 +31,7 @@ def opens_in(config: MMLMConfig) -> list[Opens]:
         return _own_class(found)
     name = found.target.class_name
     rows = [
+        Opens("stock class", "yes", f"saved as {name}"),
         Opens(
             "transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"
         ),
@@ -42,11 +43,24 @@ def opens_in(config: MMLMConfig) -> list[Opens]:
 def _own_class(found: Match) -> list[Opens]:
     why = f"MMLM's own class: {found.reasons[0]}" if found.reasons else "MMLM's own class"
     ours = [
-        Opens("transformers", "yes", "after `import mmlm`"),
+        Opens("stock class", "no", _nearest(found)),
+        Opens("transformers", "yes", "after `import mmlm`, or exported with its code"),
         Opens("pipeline", "yes", "after `import mmlm`"),
     ]
     others = ("transformers serve", "vLLM", "SGLang", "llama.cpp", "lmms-eval")
     return ours + [Opens(tool, "no", why) for tool in others]
+
+
+def _nearest(found: Match) -> str:
+    """Say which composition near to this one would be a stock class, and what is in the way."""
+    if found.nearest is None:
+        return "saved as MMLM's own class"
+    name = found.nearest.class_name
+    missing = "; ".join(reason.removeprefix(f"not {name}: ") for reason in found.reasons)
+    return (
+        f"saved as MMLM's own class. The nearest is {name} ({found.nearest.parts}); in the way: "
+        f"{missing}"
+    )
 
 
 def _llava(config: MMLMConfig) -> list[Opens]:

@@ -67,8 +67,9 @@ def listen(model: Any, processor: MMLMProcessor) -> Heard:
     assert encoded.pixel_values is not None
     ids = torch.tensor([encoded.ids], device=model.device)
     pixels = encoded.pixel_values.to(model.device)
+    sizes = processor.image_processor.sizes(encoded.image_sizes)
     with in_float32(model):
-        inputs = {"input_ids": ids, "pixel_values": pixels}
+        inputs = {"input_ids": ids, "pixel_values": pixels, **sizes}
         mask = torch.ones_like(ids)
         logits = model(**inputs, attention_mask=mask).logits[0]
         answer = model.generate(**inputs, attention_mask=mask, **_greedy(processor))
@@ -76,17 +77,28 @@ def listen(model: Any, processor: MMLMProcessor) -> Heard:
 
 
 @torch.no_grad()
-def listen_to_folder(folder: Path, processor: MMLMProcessor, device: torch.device) -> Heard:
+def listen_to_folder(
+    folder: Path, processor: MMLMProcessor, device: torch.device, *, trust: bool = False
+) -> Heard:
     """Load the folder through the Auto classes and ask it the same.
+
+    Args:
+        folder: The folder.
+        processor: Ours, for what it stops at.
+        device: Where to.
+        trust: Whether to run the code in the folder, which was written just now.
 
     Raises:
         CheckpointError: if a tensor is missing, left over or of another shape.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    theirs = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    words: dict[str, Any] = {"local_files_only": True}
+    if trust:
+        words["trust_remote_code"] = True
+    theirs = AutoProcessor.from_pretrained(folder, **words)
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True, **words
     )
     model, loading = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

@@ -23,6 +23,7 @@ from mmlm.errors import CheckpointError
 from mmlm.hub.aside import written_aside
 from mmlm.hub.card import write_card
 from mmlm.hub.parity import assert_same, listen, listen_to_folder, rounded_tables
+from mmlm.hub.remote_code import add_code
 from mmlm.hub.stock import StockClass, match, refuse
 from mmlm.hub.weights import MANIFEST, hash_weights, write_state
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
@@ -114,11 +115,21 @@ def save_mmlm(
     *,
     recipe: dict[str, Any] | None = None,
     notes: dict[str, Any] | None = None,
+    with_code: bool = False,
 ) -> None:
     """Write a folder of MMLM's own class, which `import mmlm` teaches the Auto classes.
 
+    Args:
+        model: The joined model.
+        processor: Its processor.
+        folder: Where to.
+        recipe: The resolved recipe, kept in the folder.
+        notes: What the card should say.
+        with_code: Whether the modules it needs travel along, so that the Auto classes load it
+            with `trust_remote_code` where MMLM is not installed; then its answer is asserted.
+
     Raises:
-        CheckpointError: if the folder cannot be written.
+        CheckpointError: if the folder cannot be written, or does not answer like the model.
     """
     with written_aside(folder) as aside:
         config = portable(model.config)
@@ -127,7 +138,16 @@ def save_mmlm(
         write_state(own_state(model), aside)
         processor.save_pretrained(aside)
         generation_config(model, processor).save_pretrained(aside)
-        write_papers(model, aside, type(model).__name__, recipe, notes or {}, None)
+        apart = None
+        if with_code:
+            add_code(aside)
+            apart = assert_same(
+                listen(model, processor),
+                listen_to_folder(aside, processor, model.device, trust=True),
+                class_name=f"{type(model).__name__} with its code",
+                hint=rounded_tables(model),
+            )
+        write_papers(model, aside, type(model).__name__, recipe, notes or {}, apart)
 
 
 def own_state(model: MMLMForConditionalGeneration) -> dict[str, Tensor]:

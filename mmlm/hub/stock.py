@@ -271,6 +271,9 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
     sides: Any
     if values.get("vision_input_type") is not None:
         image, sides = {"use": "squash"}, (values.get("tile_size"), values.get("tile_size"))
+    elif grids := values.get("image_grid_pinpoints"):
+        image, sides = _tiles(grids, crop or size), (crop or size).get("height")
+        sides = (sides, sides)
     elif values.get("do_pad"):
         side = (crop or size).get("height", edge)
         image, sides = {"use": "letterbox"}, (side, side)
@@ -289,12 +292,30 @@ def read_image_processor(values: dict[str, Any], *, origin: str) -> dict[str, An
             f"{origin}: the image processor's size cannot be read (size {size}, crop_size {crop}); "
             f"expected height and width. Mend the file, or download it again."
         )
+    return {
+        "image": image,
+        "side": [int(pixels) for pixels in sides],
+        **read_normalisation(values, origin=origin),
+    }
+
+
+def _tiles(grids: Any, side: dict[str, Any]) -> dict[str, Any]:
+    """Return the words of LLaVA-NeXT's tiles, whose canvases are given in pixels."""
+    step = side.get("height") or 1
+    canvases = [[int(pixels) // step for pixels in canvas] for canvas in grids]
+    return {"use": "tiles", "rule": "anyres", "grids": canvases}
+
+
+def read_normalisation(values: dict[str, Any], *, origin: str) -> dict[str, Any]:
+    """Return ``mean``, ``std`` and ``resample`` of a stock folder's image processor.
+
+    Raises:
+        CheckpointError: if one of them cannot be read.
+    """
     names: dict[int, str] = {number: name for name, number in RESAMPLE.items()}
     resample: Any = values.get("resample")
     try:
         return {
-            "image": image,
-            "side": [int(pixels) for pixels in sides],
             "mean": [float(value) for value in values["image_mean"]],
             "std": [float(value) for value in values["image_std"]],
             "resample": "bicubic" if resample is None else names[resample],

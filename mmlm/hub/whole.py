@@ -78,7 +78,7 @@ def load_whole(
         stock_processor, takes=takes, image_token_id=getattr(stock.config, "image_token_id", None)
     )
     model = WholeModel(stock.eval(), processor)
-    _prove_tokens(processor, model)
+    prove_tokens(processor, model)
     return model.eval(), processor
 
 
@@ -95,7 +95,7 @@ def probe_picture(seed: int = 0, height: int = 45, width: int = 60) -> Image.Ima
     return Image.fromarray(pixels.numpy())
 
 
-def _prove_tokens(processor: WholeProcessor, model: WholeModel) -> None:
+def prove_tokens(processor: WholeProcessor, model: WholeModel) -> None:
     """Compare what MMLM prepares with what one call of the stock processor gives.
 
     Raises:

@@ -26,8 +26,22 @@ SHUFFLE = {"use": "pixel_shuffle", "factor": 2}
 GATE = {"use": "gated_mlp", "hidden_width": 24, "bias": True}
 RMS = {"use": "norm_mlp", "depth": 1, "norm": "rms", "bias": False, "eps": 1e-6}
 
+NAFLEX = {
+    "model_type": "siglip2_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "num_patches": 16,
+}
+
 EXAMPLES = {
     "llava": {"vision": "clip"},
+    "llava_next": {
+        "vision": "clip",
+        "image": {"use": "tiles", "rule": "anyres", "grids": [[1, 2], [2, 1]]},
+    },
     "fast_vlm": {"eye": {**TIMM, "checkpoint": "test_efficientnet", "side_px": 64}},
     "perception_lm": {"eye": {**TIMM, "checkpoint": "test_vit", "side_px": 64}},
     "deepseek_vl": {"vision": "siglip", "layer": "last"},
@@ -42,6 +56,13 @@ EXAMPLES = {
         "layer": "last",
         "reducer": SHUFFLE,
         "connector": {"use": "norm_mlp"},
+    },
+    "lfm2_vl": {
+        "eye": {"use": "hf", "config": NAFLEX, "layer": "last"},
+        "image": {"use": "native", "min_tokens": 2, "max_tokens": 12},
+        "reducer": SHUFFLE,
+        "connector": {"use": "norm_mlp", "hidden_widths": [24]},
+        "language": "qwen2",
     },
     "aya_vision": {"vision": "clip", "reducer": SHUFFLE, "connector": {**GATE, "norm": True}},
     "cohere2_vision": {
@@ -132,7 +153,7 @@ class TestEveryClass:
                     (tmp_path / "copy" / path.name).symlink_to(path)
         again = load(tmp_path / "copy", device="cpu")
         ours, theirs = assistant.model.config, again.model.config
-        assert theirs.image == ours.image
+        assert theirs.image_policy == ours.image_policy
         for key in ("grid", "side", "num_prefix", "kept_prefix", "mean", "std"):
             assert theirs.vision_facts[key] == ours.vision_facts[key], key
         assert ask(again) == ask(assistant)

@@ -37,7 +37,7 @@ for folder in folders:
     piped = pipe(text=messages, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
     heard.append([type(model).__name__, type(processor).__name__, answer, piped])
 assert not [name for name in sys.modules if name.split(".")[0] == "mmlm"]
-print(json.dumps(heard))
+print("HEARD" + json.dumps(heard))
 """
 
 
@@ -58,4 +58,7 @@ def as_a_stranger(
         command, cwd=place, env=environment | caches, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [tuple(row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
+    # Some library may print lines of its own.
+    lines = [line for line in done.stdout.splitlines() if "HEARD" in line]
+    assert lines, done.stdout[-2000:]
+    return [tuple(row) for row in json.loads(lines[-1].partition("HEARD")[2])]

@@ -110,7 +110,7 @@ def need_plain_processor(processor: dict[str, Any], class_name: str, *, origin: 
         CheckpointError: naming the processor.
     """
     name = processor.get("processor_class")
-    if name not in ("LlavaProcessor", "PerceptionLMProcessor"):
+    if name not in ("LlavaProcessor", "LlavaNextProcessor", "PerceptionLMProcessor"):
         raise CheckpointError(
             f"{origin}/processor_config.json: the {class_name} in this folder is read by a "
             f"{name}, which writes its own marks around image tokens; MMLM reads the class with a "
