@@ -77,7 +77,7 @@ class ChatClient:
             except httpx.HTTPError as error:
                 problem = f"cannot be reached: {error or type(error).__name__}"
             else:
-                if answer.status_code == httpx.codes.OK:
+                if answer.is_success:
                     return _json_of(answer, self.url + path)
                 problem = f"says {answer.status_code}: {answer.text[:300]}"
                 if answer.status_code not in _BUSY:

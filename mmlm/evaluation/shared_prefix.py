@@ -132,13 +132,13 @@ class SharedPrefix:
 
     def _read(self, names: Sequence[Any], pictures: dict[str, Any]) -> list[_Read]:
         """Let the model read prefixes of one length."""
-        cache = DynamicCache(config=self._model.config.text_config)
+        cache: Any = DynamicCache(config=self._model.config.text_config)
         ids = torch.tensor([name[0] for name in names], device=self._model.device)
         self._model(
             input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **pictures
         )
-        keys = [_of(layer.keys) for layer in cache.layers]
-        values = [_of(layer.values) for layer in cache.layers]
+        keys: list[Tensor] = [layer.keys for layer in cache.layers]
+        values: list[Tensor] = [layer.values for layer in cache.layers]
         return [
             _Read([k[row].clone() for k in keys], [v[row].clone() for v in values])
             for row in range(len(names))
@@ -219,7 +219,7 @@ class _Batch:
         self.width = max(map(len, rests))
         longest = max(read.length for read in reads)
         capacity = longest + self.width + room
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
         self.cache.layers = [
             _Room(
                 _side_by_side([read.keys[number] for read in reads], longest, capacity),
