@@ -25,9 +25,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
 from mmlm.features import Grid, Size, VisionFeatures
+from mmlm.modeling.attention import borders_given
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head
+from mmlm.modeling.head import loss_by_piece as loss_of_pieces
 from mmlm.modeling.injection import Injection
 from mmlm.modeling.pictures import (
     Marks,
@@ -410,6 +412,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         vision_grids: Tensor | None = None,
         image_sizes: Tensor | None = None,
         loss_only: bool = False,
+        loss_by_piece: bool = False,
         loss_weights: Float[Tensor, "batch tokens"] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -434,12 +437,13 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # Nothing is generated from here; and only without a cache does transformers see the
             # samples of a packed row by their restarting positions.
             kwargs["use_cache"] = False
-        outputs = self.model(
-            input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask,
-            position_ids=position_ids, past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds, vision_values=vision_values, vision_grids=vision_grids,
-            image_sizes=image_sizes, **kwargs,
-        )  # fmt: skip
+        with borders_given(cu_seq_lens_q is not None):
+            outputs = self.model(
+                input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask,
+                position_ids=position_ids, past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds, vision_values=vision_values,
+                vision_grids=vision_grids, image_sizes=image_sizes, **kwargs,
+            )  # fmt: skip
         hidden = outputs.last_hidden_state
         if labels is not None and cu_seq_lens_q is not None:
             labels = _forget_first_of_each(labels, cu_seq_lens_q)
@@ -449,6 +453,10 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+        if loss_by_piece and labels is not None:
+            # Preferences compare the answers of a batch: each has a loss of its own.
+            result.loss = loss_of_pieces(hidden, labels, cu_seq_lens_q, self.lm_head)
+            return result
         if loss_only:
             result.loss = self._loss_alone(hidden, labels, loss_weights, num_items_in_batch)
             return result
