@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 from pathlib import Path
 
 from mmlm.cli.base import Command, Options, Parser, hush
@@ -31,6 +33,25 @@ def _app_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="ask visitors for this name and the password in the variable MMLM_PASSWORD",
     )
+    add_bits(parser)
+
+
+def add_bits(parser: Parser) -> None:
+    """Add the flag that packs the language model."""
+    parser.add_argument(
+        "--bits",
+        metavar="N",
+        type=int,
+        choices=(4, 8),
+        help="hold the language model in 4 bits (NF4) or 8; needs bitsandbytes",
+    )
+
+
+def _named_folder(word: str) -> tuple[str, str]:
+    name, mark, folder = word.partition("=")
+    if not (mark and name and folder):
+        raise argparse.ArgumentTypeError(f"NAME=FOLDER was expected (got {word!r}).")
+    return name, folder
 
 
 def _app(options: Options) -> None:
@@ -52,6 +73,7 @@ def _app(options: Options) -> None:
         port=options.port,
         open_browser=options.open,
         auth=auth,
+        bits=options.bits,
     )
 
 
@@ -77,6 +99,39 @@ def _serve_arguments(parser: Parser) -> None:
         default=[],
         help="pictures may be fetched from this host; may stand several times (default: none)",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "vllm"),
+        default="local",
+        help="local: this process, for few users (default); vllm: a vLLM process, for many",
+    )
+    parser.add_argument(
+        "--engine-url",
+        metavar="URL",
+        help="with --engine vllm: an OpenAI server that runs already, on this machine or near it",
+    )
+    parser.add_argument(
+        "--engine-options",
+        metavar="WORDS",
+        default="",
+        help="with --engine vllm: more words for `vllm serve`",
+    )
+    add_bits(parser)
+    parser.add_argument(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        action="append",
+        default=[],
+        type=_named_folder,
+        help="an adapter on the model, chosen by `model` in a request; may stand several times",
+    )
+    parser.add_argument(
+        "--cache-mb",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="memory for the conversations of a model that are remembered (default: 1024)",
+    )
 
 
 def _serve(options: Options) -> None:
@@ -86,8 +141,18 @@ def _serve(options: Options) -> None:
         if not all(keys):
             raise UsageError("mmlm serve: --auth needs keys in the variable MMLM_API_KEYS.")
     _refuse_missing(options.models)
-    from mmlm.serving.serve import serve_api
+    from mmlm.serving.serve import EngineChoice, serve_api
 
+    if options.cache_mb < 0:
+        raise UsageError(f"mmlm serve: --cache-mb must be 0 or more (got {options.cache_mb}).")
+    engine = EngineChoice(
+        kind=options.engine,
+        url=options.engine_url,
+        options=tuple(shlex.split(options.engine_options)),
+        bits=options.bits,
+        adapters=tuple(options.adapter),
+        cache_bytes=options.cache_mb << 20,
+    )
     hush()
     serve_api(
         options.models,
@@ -96,6 +161,7 @@ def _serve(options: Options) -> None:
         keys=keys,
         allowed_hosts=options.allow_host,
         page=options.ui,
+        engine=engine,
     )
 
 
@@ -127,6 +193,7 @@ COMMANDS = {
         examples=[
             ("mmlm serve runs/quickstart", "for this machine"),
             ("mmlm serve runs/quickstart --ui --host 0.0.0.0 --auth", "for others, with keys"),
+            ("mmlm serve runs/a/model --engine vllm", "for many, where vLLM is installed"),
         ],
     ),
 }

@@ -50,6 +50,13 @@ def _arguments(parser: Parser) -> None:
         default=0.0,
         help="0, the default, always answers alike",
     )
+    parser.add_argument(
+        "--bits",
+        metavar="N",
+        type=int,
+        choices=(4, 8),
+        help="hold the language model in 4 bits (NF4) or 8; needs bitsandbytes",
+    )
 
 
 def _run(options: Options) -> None:
@@ -60,6 +67,10 @@ def _run(options: Options) -> None:
 
     hush()
     assistant = load(options.model)
+    if options.bits is not None:
+        from mmlm.generation.bits import hold_in_bits
+
+        hold_in_bits(assistant.model, options.bits)
     chat = assistant.chat(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     terminal = Terminal(chat, as_json=options.json)
     terminal.show(options.image)

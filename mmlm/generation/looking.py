@@ -126,7 +126,7 @@ def look(sessions: Sessions, messages: Sequence[Message], answer: str) -> Look:
         columns = torch.cat([torch.arange(first, end) for first, end in spans])
         watch = Watch(columns.to(sessions.model.device))
         rows = torch.tensor([[last, *ids[:-1]]], device=sessions.model.device)
-        with _watched(sessions.model.model.language):
+        with sessions.using(), _watched(sessions.model.model.language):
             sessions.read(kept, rows, None, watch=watch)
         kept.keys += [last, *ids[:-1]]
     finally:

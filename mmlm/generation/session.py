@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class Sessions:
         self.model = model
         self.processor = processor
         self.budget_bytes = budget_bytes
+        self.using: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around every forward pass; where others share the model, it holds it for us."""
         self._kept: list[Kept] = []
         self._lock = threading.Lock()
 
@@ -259,10 +262,11 @@ class Sessions:
         """
         place = len(kept.keys)
         positions = torch.arange(place, place + ids.shape[1], device=ids.device)[None]
-        output = self.model(
-            input_ids=ids, pixel_values=pixels, position_ids=positions,
-            past_key_values=kept.cache, use_cache=True, logits_to_keep=1, **extra,
-        )  # fmt: skip
+        with self.using():
+            output = self.model(
+                input_ids=ids, pixel_values=pixels, position_ids=positions,
+                past_key_values=kept.cache, use_cache=True, logits_to_keep=1, **extra,
+            )  # fmt: skip
         return checked(output.logits[:, -1].float())
 
 

@@ -100,12 +100,13 @@ class Together:
         mask = torch.ones(len(places), self._cache.get_seq_length() + 1, dtype=torch.long)
         for row, padding in enumerate(self._pads):
             mask[row, :padding] = 0
-        output = self._sessions.model(
-            input_ids=torch.tensor([[answer.token] for answer in self._group], device=device),
-            attention_mask=mask.to(device),
-            position_ids=torch.tensor([[place] for place in places], device=device),
-            past_key_values=self._cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+        with self._sessions.using():
+            output = self._sessions.model(
+                input_ids=torch.tensor([[answer.token] for answer in self._group], device=device),
+                attention_mask=mask.to(device),
+                position_ids=torch.tensor([[place] for place in places], device=device),
+                past_key_values=self._cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
         logits = output.logits[:, -1].float()
         for answer in self._group:
             answer.kept.keys.append(answer.token)

@@ -22,6 +22,8 @@ from mmlm.generation import GenerationSettings
 from mmlm.generation.session import Piece, Usage
 from mmlm.serving.engine import Engine, Speaker, in_words
 from mmlm.serving.keepsake import as_page
+from mmlm.serving.links import KEPT_SECONDS
+from mmlm.serving.ports import check_port
 from mmlm.serving.turns import (
     FAULT_MARK,
     PageLimits,
@@ -42,6 +44,8 @@ except ImportError as fault:
     raise MissingExtraError("gradio", needed_for="The chat page", extra="app") from fault
 
 from mmlm.serving import look
+from mmlm.serving.camera_ui import camera_panel
+from mmlm.serving.links_ui import address_box, wire_links
 from mmlm.serving.seen_ui import seen_panel
 
 _SHOW_EVERY_SECONDS = 0.05
@@ -193,15 +197,18 @@ def build_page(
     page = ChatPage(speakers, limits)
     title = " · ".join(speaker.about.title or speaker.name for speaker in speakers)
     with gr.Blocks(
-        title=title, fill_height=True, analytics_enabled=False, delete_cache=(600, 6 * 3600)
+        title=title, fill_height=True, analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
     ) as blocks:
         with gr.Row(elem_id="head"):
             gr.HTML(_header(speakers), elem_id="title")
             with gr.Row(elem_id="tools"):
                 fresh = gr.Button("New chat", size="sm")
                 download = gr.Button("Download", size="sm")
+                link = gr.Button("Link", size="sm")
+                camera = gr.Button("Camera", size="sm", elem_id="camera-button")
                 dials_button = gr.Button("Settings", size="sm")
                 dark = gr.Button("Light / dark", size="sm")
+        address = address_box()
         talks: list[gr.Chatbot] = []
         with gr.Row(scale=1, equal_height=True):
             for index, speaker in enumerate(speakers):
@@ -215,6 +222,7 @@ def build_page(
             placeholder="Ask about a picture",
             submit_btn=True, stop_btn=False,
         )  # fmt: skip
+        camera_panel(camera, box)
         seen_panel(speakers, talks)
         gr.HTML(
             "<p>Enter sends, Shift + Enter begins a new line. Answers can be wrong.</p>",
@@ -227,6 +235,7 @@ def build_page(
         download.click(
             lambda *histories: _pages(speakers, histories), talks, kept, api_visibility="private"
         ).then(None, kept, None, js=look.SAVE_FILE, api_visibility="private")
+        wire_links(blocks, link, address, talks)
         dark.click(None, js=look.SWITCH_DARK, api_visibility="private")
         dials_button.click(None, js=look.SWITCH_SETTINGS, api_visibility="private")
     blocks.queue(max_size=max_waiting, default_concurrency_limit=8)
@@ -427,6 +436,7 @@ def serve_page(
     port: int | None = None,
     open_browser: bool = False,
     auth: tuple[str, str] | None = None,
+    bits: int | None = None,
     block: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Load one or two models and open the page on them.
@@ -437,6 +447,7 @@ def serve_page(
         port: The port; the first free one from 7860 on when left out.
         open_browser: Open the page in the browser of this machine.
         auth: A name and a password that visitors must give.
+        bits: Hold the language models in 4 or 8 bits.
         block: Stay until interrupted.
 
     Returns:
@@ -446,7 +457,9 @@ def serve_page(
         UsageError: if the port is taken.
         CheckpointError: if a model cannot be loaded.
     """
-    engines: list[Speaker] = [Engine.load(source) for source in sources]
+    if port is not None:
+        check_port(host, port, "page")
+    engines: list[Speaker] = [Engine.load(source, bits=bits) for source in sources]
     blocks = build_page(engines)
     examples = [e.image for engine in engines for e in engine.about.examples if e.image]
     try:

@@ -35,6 +35,10 @@ _LONGEST_STEP_SECONDS = 60.0
 log = logging.getLogger("mmlm.serving")
 
 
+class EngineGoneError(MMLMError):
+    """The server that runs the model does not answer, or failed; later it may."""
+
+
 class Speaker(Protocol):
     """What the page, the API and the terminal talk to."""
 
@@ -101,15 +105,27 @@ class Engine:
         self._worker: threading.Thread | None = None
 
     @classmethod
-    def load(cls, source: str | Path, *, budget_bytes: int = BUDGET_BYTES) -> Engine:
+    def load(
+        cls, source: str | Path, *, budget_bytes: int = BUDGET_BYTES, bits: int | None = None
+    ) -> Engine:
         """Load a model from a folder or the Hub.
+
+        Args:
+            source: The folder, or the name on the Hub.
+            budget_bytes: Memory for the caches of conversations.
+            bits: Hold the language model in 4 (NF4) or 8 bits.
 
         Raises:
             CheckpointError: if it cannot be loaded.
+            MissingExtraError: if `bits` is asked for and bitsandbytes is not installed.
         """
         from mmlm.assistant import load
 
         assistant = load(source)
+        if bits is not None:
+            from mmlm.generation.bits import hold_in_bits
+
+            hold_in_bits(assistant.model, bits)
         about = read_about(source)
         sessions = Sessions(assistant.model.eval(), assistant.processor, budget_bytes=budget_bytes)
         return cls(sessions, name=about.title or Path(source).name, about=about)

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmlm.errors import CheckpointError, ImageError, MMLMError
-from mmlm.serving.engine import in_words
+from mmlm.serving.engine import EngineGoneError, in_words
 from mmlm.serving.fetch import FetchError
 from mmlm.serving.metrics import Metrics
 from mmlm.serving.openai_schema import error_body
@@ -48,6 +48,8 @@ def answer_to(fault: BaseException) -> tuple[int, dict[str, Any]]:
         return fault.status, error_body(str(fault), _kind(fault.status), "image")
     if isinstance(fault, CheckpointError):  # the model is at fault, not the request
         return 500, error_body(str(fault), _kind(500), "model")
+    if isinstance(fault, EngineGoneError):
+        return 503, error_body(str(fault), _kind(503), "engine")
     if isinstance(fault, MMLMError):
         code = "image" if isinstance(fault, ImageError) else None
         return 400, error_body(str(fault), _kind(400), code)

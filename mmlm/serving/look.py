@@ -82,10 +82,17 @@ HEAD = """
   const dark = kept === null ? matchMedia("(prefers-color-scheme: dark)").matches : kept === "1";
   const apply = () => document.body && document.body.classList.toggle("dark", dark);
   document.addEventListener("DOMContentLoaded", apply);
-  // On a phone the focus would open the keyboard over the page.
-  const focus = () => matchMedia("(pointer: fine)").matches &&
-    document.querySelector("#ask textarea")?.focus();
-  addEventListener("load", () => { apply(); setTimeout(() => { apply(); focus(); }, 300); });
+  // The page is drawn after it was loaded; on a phone the focus would open the keyboard over it.
+  const wantsFocus = matchMedia("(pointer: fine)").matches;
+  const begin = performance.now();
+  const settle = () => {
+    apply();
+    const box = document.querySelector("#ask textarea");
+    if (!box && performance.now() - begin < 60000) return setTimeout(settle, 100);
+    if (box && wantsFocus && document.activeElement === document.body) box.focus();
+    setTimeout(apply, 300);
+  };
+  addEventListener("load", settle);
 })();
 </script>
 """
@@ -106,3 +113,7 @@ SAVE_FILE = """(text) => {
 }"""
 
 SWITCH_SETTINGS = """() => document.querySelector("#settings .toggle-button").click()"""
+
+# The address that a kept conversation has on the very page that asks.
+LINK_OF = """(name) =>
+  name ? location.origin + location.pathname + "?talk=" + encodeURIComponent(name) : ''"""

@@ -71,8 +71,9 @@ class ApiLimits(Config):
     max_new_tokens: int = 2048
     """Longest answer, and what is used where a request says nothing."""
 
-    max_waiting: int = 16
-    """Most requests at once, answered or in line; the next one gets 429."""
+    max_waiting: int = 64
+    """Most requests at once, answered or in line; the next one gets 429. lmms-eval sends 32 at
+    once, and counts as empty what is refused too often."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class Api:
                 404, f"No model is named {name!r}. Known: {known}.", "model_not_found"
             )
         return self.speakers[name]
+
+    def engines_are_ready(self) -> bool:
+        """Whether every model answers; one that is here always does."""
+        return all(getattr(speaker, "is_ready", True) for speaker in self.speakers.values())
 
     def read(self, asked: ChatRequest) -> list[Message]:
         """Return the conversation of a request, every picture of it looked at."""
@@ -236,7 +241,9 @@ def build_api(
     async def ready() -> Response:
         """Say whether requests are taken."""
         status = "draining" if api.draining else "ready"
-        return JSONResponse({"status": status}, 503 if api.draining else 200)
+        if not api.draining and not await asyncio.to_thread(api.engines_are_ready):
+            status = "loading"
+        return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
@@ -358,7 +365,6 @@ def _client_of(request: Request) -> str:
 def _word_of(speaker: Speaker) -> Callable[[int], str]:
     """Return what writes one token of a model as text."""
     sessions = getattr(speaker, "sessions", None)
-    if sessions is None:
-        return str
-    tokenizer = sessions.processor.tokenizer
-    return lambda token: tokenizer.decode([token])
+    tokenizer = getattr(speaker, "tokenizer", None) if sessions is None else None
+    tokenizer = tokenizer if sessions is None else sessions.processor.tokenizer
+    return str if tokenizer is None else lambda token: tokenizer.decode([token])

@@ -92,7 +92,7 @@ def describe(tiles: list[SeenTile]) -> str:
 
 
 def draw_heat(picture: Any, counter: Any, heat: np.ndarray[Any, Any]) -> Image.Image:
-    """Lay a map of attention over a picture: dark where little was looked at, warm where much.
+    """Lay a map of attention over a picture: dark where least was looked at, warm where most.
 
     Shapes:
         heat: ``(image_tokens,)``, those of this picture in reading order
@@ -115,6 +115,7 @@ def draw_heat(picture: Any, counter: Any, heat: np.ndarray[Any, Any]) -> Image.I
         cells = heat[start:end].reshape(grid.frames, grid.rows, grid.columns).mean(0)
         start = end
         _lay(field, cells, tuple(side * scale for side in tile.box))
+    field -= field.min()  # a map of differences; how large they are stands in its caption
     field /= field.max() or 1.0
     mixed = _COLD + (_WARM - _COLD) * field[..., None]
     pixels = np.asarray(shown, dtype=np.float64)

@@ -70,7 +70,7 @@ def what_was_seen(engine: Engine, history: Sequence[ShownTurn], word: str = WHOL
     first, last = words[chosen - 1][1] if chosen else (0, len(seen.tokens))
     rows = seen.heat[first:last].mean(0).numpy()
     maps = [
-        (draw_heat(picture, counter, rows[start:end]), "where the answer looked")
+        (draw_heat(picture, counter, rows[start:end]), _caption(rows[start:end]))
         for picture, (start, end) in zip(pictures, seen.spans, strict=True)
     ]
     shares = [rows[start:end].sum() for start, end in seen.spans]
@@ -80,13 +80,20 @@ def what_was_seen(engine: Engine, history: Sequence[ShownTurn], word: str = WHOL
     return pairs, names, text
 
 
+def _caption(heat: Any) -> str:
+    """Say what a map shows, and how much its warmest place stands out."""
+    mean = float(heat.mean())
+    peak = float(heat.max()) / mean if mean else 1.0
+    return f"warmest: {peak:.1f} × the mean" if peak >= 1.05 else "looked at everywhere alike"
+
+
 def seen_panel(speakers: Sequence[Speaker], talks: Sequence[Any]) -> None:
     """Lay out the panel and wire it; nothing where the speakers are no models of ours."""
     engines = [speaker for speaker in speakers if isinstance(speaker, Engine)]
     if len(engines) < len(speakers):
         return
     with gr.Accordion("What the model saw", open=False, elem_id="seen"):
-        with gr.Row():
+        with gr.Row(elem_id="seen-choice"):
             names = [engine.name for engine in engines]
             whose = gr.Dropdown(
                 names, value=names[0], type="index", label="Model", visible=len(names) > 1
@@ -96,6 +103,7 @@ def seen_panel(speakers: Sequence[Speaker], talks: Sequence[Any]) -> None:
         told = gr.HTML("", elem_id="seen-told")
         gallery = gr.Gallery(
             show_label=False, label="What the model saw", columns=2, object_fit="contain",
+            height="auto", buttons=["download", "fullscreen"],
             elem_id="seen-pictures", interactive=False,
         )  # fmt: skip
 
@@ -108,6 +116,8 @@ def seen_panel(speakers: Sequence[Speaker], talks: Sequence[Any]) -> None:
         choices = gr.Dropdown(choices=names or [WHOLE], value=value)
         return pairs, choices, f"<p>{html.escape(text)}</p>"
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 2}
+    quiet: dict[str, Any] = {
+        "api_visibility": "private", "concurrency_limit": 2, "show_progress_on": gallery,
+    }  # fmt: skip
     button.click(show, [whose, word, *talks], [gallery, word, told], **quiet)
     word.input(show, [whose, word, *talks], [gallery, word, told], **quiet)

@@ -68,7 +68,7 @@ def asked(box: Any, history: Sequence[ShownTurn], limits: PageLimits) -> list[Sh
         raise MMLMError(
             f"The question has {len(text):,} letters; the limit is {limits.max_letters:,}."
         )
-    before = sum(len(_files_of(turn)) for turn in history)
+    before = sum(len(files_of(turn)) for turn in history)
     if before + len(files) > limits.max_images:
         raise MMLMError(
             f"The conversation would have {before + len(files)} pictures; the limit is "
@@ -111,7 +111,7 @@ def messages_of(history: Sequence[ShownTurn]) -> list[Message]:
         if turn["role"] == "assistant":
             messages.append(Message("assistant", (Text(texts[0] if texts else ""),)))
             continue
-        parts: tuple[Part, ...] = tuple(ImagePart(path) for path in _files_of(turn))
+        parts: tuple[Part, ...] = tuple(ImagePart(path) for path in files_of(turn))
         if texts:
             parts += (Text("\n".join(texts)),)
         if messages and messages[-1].role == "user":
@@ -140,13 +140,13 @@ def cut_question(history: Sequence[ShownTurn]) -> tuple[list[ShownTurn], dict[st
     files: list[str] = []
     while kept and kept[-1]["role"] == "user":
         turn = kept.pop()
-        texts[:0], files[:0] = _texts_of(turn), _files_of(turn)
+        texts[:0], files[:0] = _texts_of(turn), files_of(turn)
     return kept, {"text": "\n".join(texts), "files": files}
 
 
 def edited(history: Sequence[ShownTurn], index: int, text: str) -> list[ShownTurn]:
     """Change the words of a question, keep its pictures, and forget what came after it."""
-    before, files = list(history[:index]), _files_of(history[index])
+    before, files = list(history[:index]), files_of(history[index])
     words: ShownTurn = {"role": "user", "content": text.strip() or WORDLESS_QUESTION}
     return [*before, *_pictured(files), words]
 
@@ -196,8 +196,8 @@ def _path_of(file: Any) -> str:
     return str(file["path"]) if isinstance(file, dict) else str(file)
 
 
-def _files_of(turn: ShownTurn) -> list[str]:
-    """The pictures of a turn, in either of the shapes in which Gradio hands it over."""
+def files_of(turn: ShownTurn) -> list[str]:
+    """Return the pictures of a turn, in either of the shapes in which Gradio hands it over."""
     found: list[str] = []
     for part in _parts(turn):
         if isinstance(part, dict) and "path" in part:

@@ -66,12 +66,11 @@ def test_tokens_without_a_place_are_not_drawn_as_if_they_had_one():
     class Counter:
         side = Size(32, 32)
 
-        class policy:  # noqa: N801
-            @staticmethod
-            def plan(size, side):
-                from mmlm.images import LetterboxConfig
+        @staticmethod
+        def plan(size):
+            from mmlm.images import LetterboxConfig
 
-                return LetterboxConfig().plan(size, side)
+            return LetterboxConfig().plan(size, Counter.side)
 
         @staticmethod
         def grid_of_tile(size):
