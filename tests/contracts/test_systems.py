@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from mmlm import load
+from mmlm.cli.main import find_command
 from mmlm.config import read_yaml
 from mmlm.connectors import connectors
 from mmlm.modeling import MMLMForConditionalGeneration
+from mmlm.recipes import list_recipes
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,7 @@ KEYS = {
     "works",
     "missing",
     "model",
+    "eval",
     "tiny",
     "without",
     "tests",
@@ -46,9 +49,21 @@ def test_a_row_names_tests_that_exist(row):
         assert re.search(rf"^ *def {re.escape(test)}\(", text, re.MULTILINE), named
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["system"])
+COMPOSED = [row for row in ROWS if "model" in row]
+
+
+@pytest.mark.parametrize("row", COMPOSED, ids=lambda row: row["system"])
 def test_the_words_of_a_row_are_read(row):
     connectors.read(row["model"]["connector"], origin=row["system"])
+
+
+def test_a_row_is_a_model_or_a_measurement():
+    options = find_command("eval").parser().format_help()
+    for row in ROWS:
+        assert ("model" in row) != ("eval" in row), row["system"]
+        asked = row.get("eval", {})
+        assert asked.get("benchmark", "beaf") in list_recipes("eval")
+        assert asked.get("option", "--probe") in options
 
 
 def composed(folder: Path, words: dict):
@@ -74,7 +89,7 @@ def last_logits(assistant, given: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in ROWS if row["works"] is True], ids=lambda row: row["system"]
+    "row", [row for row in COMPOSED if row["works"] is True], ids=lambda row: row["system"]
 )
 def test_a_row_that_works_sees_learns_and_comes_back(row, tmp_path):
     made = composed(tmp_path, row.get("tiny", row["model"]))
