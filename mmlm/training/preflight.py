@@ -12,16 +12,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mmlm.data.mixture import Mixture
-from mmlm.data.planning import Planner
 from mmlm.data.preview import Survey, as_terminal, survey
 from mmlm.data.schema import CAUSES
 from mmlm.errors import DataError
 from mmlm.hub import opens_in
 from mmlm.training.learning import freeze, matching, table
 from mmlm.training.memory import memory_here, plan_memory
+from mmlm.training.objectives import planner_of
 from mmlm.training.recipe import StageConfig
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.validation import plan_rows
+from mmlm.whole import WholeModel
 
 if TYPE_CHECKING:
     from mmlm.training.trainer import Trainer
@@ -56,6 +57,10 @@ def check(trainer: Trainer) -> None:
 def _say_shapes(trainer: Trainer, run: Run) -> None:
     """Say what a picture becomes on its way to the language model."""
     model: Any = run.assistant.model
+    if isinstance(model, WholeModel):
+        names = f"{type(model.stock).__name__}, {type(model.processor.stock).__name__}"
+        trainer.say(f"picture     as its own processor prepares it ({names})")
+        return
     config = model.config
     counter, facts = config.counter(), config.facts
     plan = counter.plan(counter.side)
@@ -76,6 +81,7 @@ def _say_validation(trainer: Trainer, run: Run) -> None:
         rows, left_out = plan_rows(
             run.validation, run.assistant.processor, packing_of(trainer.recipe, stage)[0],
             most=config.samples, budget=trainer.recipe.run.drop_budget,
+            planner=planner_of(stage.objective),
         )  # fmt: skip
         num = sum(len(row.samples) for row in rows)
         trainer.say(
@@ -91,7 +97,7 @@ def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixtur
         trainer.say(f"adapters    {adapters}")
     trainer.say(table(freeze(model, stage.patterns)))
     packing, rows_per_step = packing_of(trainer.recipe, stage)
-    planner = Planner(
+    planner = planner_of(stage.objective)(
         mixture, run.assistant.processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
     )
     found = survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
@@ -144,6 +150,9 @@ def _say_survey(
 
 def _say_opens_in(trainer: Trainer, run: Run) -> None:
     """Say which tools open the result."""
+    if isinstance(run.assistant.model, WholeModel):
+        trainer.say("\nopens in    whatever opened the model before: the class stays the same")
+        return
     trainer.say("\nopens in")
     for row in opens_in(run.assistant.model.config):
         trainer.say(f"  {row.tool:18} {row.verdict:8} {row.reason}")

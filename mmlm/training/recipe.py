@@ -20,7 +20,7 @@ from mmlm.errors import ConfigError
 from mmlm.language.adapters import AdapterConfig, adapters
 from mmlm.recipes import find_recipe
 
-MODEL_KEYS = ("image", "vision", "reducer", "connector", "language", "from")
+MODEL_KEYS = ("image", "vision", "reducer", "connector", "language", "from", "whole")
 
 
 class Until(Config):
@@ -56,8 +56,8 @@ class StageConfig(Config):
     """The name of the stage, also of its folder of checkpoints."""
 
     learn: list[str] | dict[str, float]
-    """Patterns over the parts vision, connector, language, head and adapters, such as connector.*;
-    with a peak rate each, if it is a mapping."""
+    """Patterns over the parts vision, connector, language, head and adapters, such as connector.*
+    or vision.*[12:], the layers from 12 on; with a peak rate each, if it is a mapping."""
 
     data: Any
     """A data recipe, a data file, a source, or a list of sources."""
@@ -97,6 +97,14 @@ class StageConfig(Config):
 
     objective: dict[str, Any] = Field(default_factory=lambda: {"use": "next_token"})
     """What is learnt."""
+
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Each layer of the encoder and the language model has so many times the rate of the one above
+    it; null gives all the same."""
+
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tiles for which the encoder's last layer is left out while it learns; it grows
+    from nothing at the first layer."""
 
     adapters: dict[str, Any] | None = None
     """Low-rank adapters that learn in place of the language model's own weights, such as
@@ -245,7 +253,8 @@ class Recipe(Config):
     """A whole training: a model out of parts, stages, and how to run them."""
 
     model: dict[str, Any]
-    """The parts (image, vision, reducer, connector, language), or {from: a folder or Hub id}."""
+    """The parts (image, vision, reducer, connector, language), or {from: a folder or Hub id}; with
+    {whole: true} a stock class keeps its own processor where MMLM could read its parts."""
 
     stages: list[StageConfig] = Field(min_length=1)
     """What is learnt, in order; each stage goes on from the one before."""
@@ -270,8 +279,10 @@ class Recipe(Config):
             near = get_close_matches(unknown[0], MODEL_KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"model has no key {unknown[0]!r}{hint} (known: {_words(MODEL_KEYS)})")
-        if "from" in self.model and len(self.model) > 1:
+        if "from" in self.model and set(self.model) - {"from", "whole"}:
             raise ValueError("model.from names a whole model; it goes with no other key")
+        if "whole" in self.model and ("from" not in self.model or self.model["whole"] is not True):
+            raise ValueError("model.whole: true goes with model.from; leave it out otherwise")
         missing = [key for key in ("vision", "language") if key not in self.model]
         if "from" not in self.model and missing:
             raise ValueError(f"model.{missing[0]} is missing")

@@ -76,8 +76,12 @@ class Run:
         return done
 
 
-def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
+def packing_of(
+    recipe: Recipe, stage: StageConfig, *, packed: bool = True
+) -> tuple[PackingConfig, int]:
     """Return how rows are filled, and the number of rows of a step.
+
+    Where samples do not share rows, those of like length stand under one another.
 
     Raises:
         ConfigError: if a row is asked to be longer than a step.
@@ -91,6 +95,7 @@ def packing_of(recipe: Recipe, stage: StageConfig) -> tuple[PackingConfig, int]:
         )
     row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
     packing = PackingConfig(
-        row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles
-    )
+        row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles,
+        alike=not packed,
+    )  # fmt: skip
     return packing, max(1, round(stage.step_tokens / row_tokens))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from mmlm.data import Quarantine
 from mmlm.data.mixture import Mixture
 from mmlm.data.pipeline import Step, StepStream
-from mmlm.data.planning import Planner
 from mmlm.errors import DataError, TrainingError
 from mmlm.training.batches import Batcher
 from mmlm.training.checkpoint import (
@@ -27,10 +26,11 @@ from mmlm.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from mmlm.training.depth import drop_path, with_layer_decay
 from mmlm.training.display import Progress
 from mmlm.training.feature_cache import FeatureCache
 from mmlm.training.learning import freeze, matching, public_name
-from mmlm.training.objectives import objectives
+from mmlm.training.objectives import objectives, planner_of
 from mmlm.training.optim import MasterAdamW, stable_name
 from mmlm.training.recipe import StageConfig
 from mmlm.training.result import StageResult
@@ -106,6 +106,8 @@ class StageRun:
         chosen = matching(self.model, self.stage.patterns)
         patterns = self.stage.patterns
         rates = {n: patterns.get(pattern, self.stage.peak_lr) for n, pattern in chosen.items()}
+        public = {n: public_name(n) for n in rates}
+        rates = with_layer_decay(rates, public, self.stage.layer_decay)
         return MasterAdamW(
             [(name, p) for name, p in self.model.named_parameters() if name in chosen],
             rates=rates,
@@ -141,6 +143,10 @@ class StageRun:
             DataError: if too many samples cannot be used.
             TrainingError: if the loss is not a number.
         """
+        with drop_path(self.model.model.vision, self.stage.drop_path):
+            return self._go()
+
+    def _go(self) -> StageResult:
         progress = Progress(self.title, quiet=self.run.quiet)
         progress.begin_at(self._share(self.step, self.tokens, self.samples))
         try:
@@ -171,11 +177,11 @@ class StageRun:
         return self._result()
 
     def _stream(self) -> StepStream:
-        run, packing_and_rows = self.run, packing_of(self.run.recipe, self.stage)
-        packing, rows_per_step = packing_and_rows
+        run = self.run
+        packing, rows_per_step = packing_of(run.recipe, self.stage, packed=run.attention.packed)
         # The planning thread has a tokenizer of its own: a fast one may not be used by two.
         processor = copy.deepcopy(run.assistant.processor)
-        planner = Planner(
+        planner = planner_of(self.stage.objective)(
             self.mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
         )
         return StepStream(

@@ -49,6 +49,7 @@ from mmlm.training.recipe import Recipe, StageConfig
 from mmlm.training.result import RunResult, StageResult
 from mmlm.training.shared import Run
 from mmlm.training.stage import StageRun
+from mmlm.whole import WholeModel
 
 _RESOLVED = "recipe.resolved.yaml"
 _RESULT = "result.json"
@@ -175,7 +176,8 @@ class Trainer:
         torch.manual_seed(recipe.run.seed)
         model_words = copy.deepcopy(recipe.model)
         if "from" in model_words:
-            assistant = load(_folder_or_id(model_words["from"], self.folder), device="cpu")
+            place = _folder_or_id(model_words["from"], self.folder)
+            assistant = load(place, device="cpu", whole=bool(model_words.get("whole")))
         else:
             assistant = compose(**model_words)
         precision = choose_precision(recipe.run, engine.device)
@@ -314,6 +316,13 @@ class Trainer:
                 f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
                 f"features change with every step. Use auto."
             )
+        if isinstance(model, WholeModel):
+            if config.feature_cache == "on":
+                raise ConfigError(
+                    "run.feature_cache is on, and a stock class taken whole gives no features by "
+                    "themselves. Use auto."
+                )
+            return None
         layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
         if config.feature_cache == "off" or not frozen or not has_weights or layered:
             return None

@@ -34,7 +34,7 @@ from mmlm.processing import MMLMProcessor
 from mmlm.storage import atomic_folder
 from mmlm.training.batches import Batcher
 from mmlm.training.checkpoint import random_state, restore_random_state
-from mmlm.training.objectives import Objective
+from mmlm.training.objectives import Objective, planner_of
 from mmlm.training.optim import MasterAdamW, stable_name
 from mmlm.training.recipe import StageConfig, ValidationConfig
 
@@ -46,7 +46,13 @@ _WEIGHTS = "weights.safetensors"
 
 
 def plan_rows(
-    mixture: Mixture, processor: MMLMProcessor, packing: PackingConfig, *, most: int, budget: float
+    mixture: Mixture,
+    processor: MMLMProcessor,
+    packing: PackingConfig,
+    *,
+    most: int,
+    budget: float,
+    planner: type[Planner] | None = None,
 ) -> tuple[list[Row], Quarantine]:
     """Plan and pack validation rows, spread evenly over the data.
 
@@ -56,6 +62,7 @@ def plan_rows(
         packing: How samples share rows.
         most: So many samples at most.
         budget: Largest share of samples that may be unusable.
+        planner: What makes samples of rows, if not `Planner`.
 
     Returns:
         The packed rows, and what was left out.
@@ -63,7 +70,7 @@ def plan_rows(
     Raises:
         DataError: if too many samples cannot be used, or none can.
     """
-    planner = Planner(
+    planner = (planner or Planner)(
         mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
     )
     count = min(most, mixture.epoch_rows)
@@ -104,6 +111,7 @@ class Validation:
         packing: PackingConfig,
         folder: Path,
         cache: FeatureCache | None,
+        planner: type[Planner] | None = None,
     ) -> None:
         assert run.validation is not None
         self._run, self.config, self._stage = run, config, stage
@@ -112,7 +120,7 @@ class Validation:
         self._model: Any = run.assistant.model
         self._rows, _ = plan_rows(
             run.validation, run.assistant.processor, packing,
-            most=config.samples, budget=run.recipe.run.drop_budget,
+            most=config.samples, budget=run.recipe.run.drop_budget, planner=planner,
         )  # fmt: skip
         self._batcher = Batcher(
             self._model,
@@ -140,9 +148,10 @@ class Validation:
             run.recipe.validation,
             stage=stage.name,
             objective=objective,
-            packing=packing_of(run.recipe, stage)[0],
+            packing=packing_of(run.recipe, stage, packed=run.attention.packed)[0],
             folder=run.out / "checkpoints" / stage.name,
             cache=cache,
+            planner=planner_of(stage.objective),
         )
 
     def is_due(self, step: int) -> bool:
