@@ -50,7 +50,7 @@ def hold_in_bits(model: Any, bits: int) -> int:
 
 def _in_eight(library: Any, layer: nn.Linear) -> Any:
     fresh: Any = library.nn.Linear8bitLt(
-        layer.in_features, layer.out_features, bias=layer.bias is not None,
+        layer.in_features, layer.out_features, bias=getattr(layer, "bias", None) is not None,
         has_fp16_weights=False, threshold=6.0, device="meta",
     )  # fmt: skip
     fresh.weight = library.nn.Int8Params(

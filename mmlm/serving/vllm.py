@@ -65,9 +65,7 @@ class VLLM:
             self.name, f"http://127.0.0.1:{port}", key=key, about=about, **words_of(folder)
         )
 
-    def wait(
-        self, seconds: float = START_SECONDS, sleep: Callable[[float], Any] = time.sleep
-    ) -> None:
+    def wait(self, seconds: float = START_SECONDS) -> None:
         """Wait until it answers.
 
         Raises:
