@@ -49,7 +49,6 @@ from mmlm.connectors.qladder import QLadderConnector as QLadderConnector
 from mmlm.connectors.qladder import QLadderConnectorConfig as QLadderConnectorConfig
 from mmlm.connectors.reassemble import ReassembleConnector as ReassembleConnector
 from mmlm.connectors.reassemble import ReassembleConnectorConfig as ReassembleConnectorConfig
-from mmlm.connectors.scale import match_scale as match_scale
 from mmlm.connectors.semantic_tokens import SemanticTokensConnector as SemanticTokensConnector
 from mmlm.connectors.semantic_tokens import (
     SemanticTokensConnectorConfig as SemanticTokensConnectorConfig,

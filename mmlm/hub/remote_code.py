@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,6 @@ def bundle(extra: str = "") -> str:
     Args:
         extra: What else must be installed, for its docstring.
     """
-    from mmlm import __version__
-
     sources = modules()
     digest = hashlib.sha256("".join(sources.values()).encode()).hexdigest()[:10]
     package = f"mmlm_bundled_{digest}"
@@ -127,14 +126,14 @@ def bundle(extra: str = "") -> str:
         for name, text in sources.items()
     ]
     return _LOADER.format(
-        version=__version__, package=package, sources="\n".join(texts), extra=extra
+        version=version(_ROOT), package=package, sources="\n".join(texts), extra=extra
     )
 
 
 def modules() -> dict[str, str]:
     """Return the text of every module that model and processor import, by name."""
     found: dict[str, str] = {}
-    waiting = list(_ENTRIES)
+    waiting: list[str] = [*_ENTRIES]
     while waiting:
         name = waiting.pop()
         if name in found or name == _ROOT:

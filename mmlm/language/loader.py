@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mmlm.errors import ConfigError
+from mmlm.errors import CheckpointError, ConfigError
 from mmlm.language.base import LanguageConfig, languages
 from mmlm.language.template import wrap_template
 from mmlm.storage.atomic import atomic_folder
@@ -119,9 +119,16 @@ def folder_of_gguf(file: Path) -> Path:
         raise _missing_gguf(error) from None
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(_cannot_load(str(file), error)) from error
-    with atomic_folder(folder) as unfinished:
-        _plain(model).save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+    try:
+        with atomic_folder(folder) as unfinished:
+            _plain(model).save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        raise CheckpointError(
+            f"{file.name} could not be converted into {folder}: {error}. Nothing was kept. Make "
+            f"room on that disk, or name another folder in the environment variable "
+            f"MMLM_CACHE."
+        ) from error
     print(f"Converted in {time.monotonic() - begun:.0f} s; kept in {folder}.", file=sys.stderr)
     return folder
 

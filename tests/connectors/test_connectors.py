@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmlm.connectors import LinearConnectorConfig, MLPConnectorConfig, match_scale
+from mmlm.connectors import MLPConnectorConfig
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, VisionFeatures
 
@@ -52,24 +52,3 @@ def test_depth_counts_the_linear_layers():
 def test_an_unknown_activation_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"activation: .*known: gelu, .*relu, .*silu, tanh"):
         MLPConnectorConfig.from_dict({"activation": "swish"})
-
-
-def test_matching_the_scale_changes_the_last_layer_alone():
-    connector = MLPConnectorConfig().build(vision_width=48, text_width=64)
-    before = {name: weight.clone() for name, weight in connector.state_dict().items()}
-    table = torch.randn(500, 64) * 0.02
-    factor = match_scale(connector, features(), table)
-    std = float(connector(features()).values.detach().std())
-    assert std == pytest.approx(float(table.std()), rel=1e-4)
-    for name, weight in connector.state_dict().items():
-        scale = factor if name.startswith("layers.2.") else 1.0
-        torch.testing.assert_close(weight, before[name] * scale, rtol=1e-6, atol=0)
-
-
-def test_a_scale_that_cannot_be_matched_is_refused():
-    connector = LinearConnectorConfig(bias=False).build(vision_width=48, text_width=64)
-    blank = VisionFeatures(torch.zeros(9, 48), (Grid(1, 3, 3),))
-    with pytest.raises(ConfigError, match="Both must be above zero"):
-        match_scale(connector, blank, 0.1)
-    with pytest.raises(ConfigError, match="Both must be above zero"):
-        match_scale(connector, features(), 0.0)

@@ -72,7 +72,12 @@ def composed(folder: Path, words: dict):
     vision = words.get("vision", {})
     parts = {key: words[key] for key in ("image", "reducer", "connector") if key in words}
     # An encoder of its own kind replaces the tiny CLIP; other words are added to it.
-    return tiny.compose_tiny(folder, eye=vision if "use" in vision else eye | vision, **parts)
+    made = tiny.compose_tiny(folder, eye=vision if "use" in vision else eye | vision, **parts)
+    with torch.no_grad():
+        for name, weight in made.model.named_parameters():
+            if name.endswith("_gate"):  # what stands behind a closed gate neither shows nor learns
+                weight.fill_(1.0)
+    return made
 
 
 def inputs(assistant, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -110,14 +110,18 @@ class AyaVision(Gated):
         """Return an `AyaVisionConfig`."""
         from transformers import AyaVisionConfig
 
+        layer = layer_of(config)
+        assert layer is not None  # `why_not` has seen to it
+        # The class takes more words than it declares.
+        width: dict[str, Any] = {"alignment_intermediate_size": 2 * _hidden_width(config)}
         return AyaVisionConfig(
             vision_config=tower_of(config),
             text_config=text_of(config),
             image_token_index=config.image_token_id,
             downsample_factor=factor_of(config),
-            alignment_intermediate_size=2 * _hidden_width(config),
+            **width,
             adapter_layer_norm_eps=getattr(config.connector_part, "eps", 1e-6),
-            vision_feature_layer=layer_of(config),
+            vision_feature_layer=layer,
             vision_feature_select_strategy=strategy_of(config.facts),
             tie_word_embeddings=config.tie_word_embeddings,
         )

@@ -85,12 +85,13 @@ class Idefics3(StockClass):
         from transformers import Idefics3Config
 
         tower = config.vision_config
+        padding: dict[str, Any] = {"pad_token_id": config.text_config.pad_token_id}
         return Idefics3Config(
             vision_config={key: getattr(tower, key) for key in _SHARED},
             text_config=text_of(config),
             image_token_id=config.image_token_id,
             scale_factor=factor_of(config),
-            pad_token_id=config.text_config.pad_token_id,
+            **padding,
             tie_word_embeddings=config.tie_word_embeddings,
         )
 

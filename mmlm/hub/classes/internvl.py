@@ -67,6 +67,8 @@ class InternVL(Projected):
         """Return an `InternVLConfig`."""
         from transformers import InternVLConfig
 
+        layer = _layer(config)
+        assert layer is not None  # `why_not` has seen to it
         return InternVLConfig(
             vision_config=tower_of(config),
             text_config=text_of(config),
@@ -74,7 +76,7 @@ class InternVL(Projected):
             image_seq_length=config.counter().tokens_per_tile,
             downsample_ratio=1 / factor_of(config),
             projector_hidden_act=config.connector["activation"],
-            vision_feature_layer=_layer(config),
+            vision_feature_layer=layer,
             vision_feature_select_strategy=strategy_of(config.facts),
             tie_word_embeddings=config.tie_word_embeddings,
         )

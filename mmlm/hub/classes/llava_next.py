@@ -68,6 +68,8 @@ class LlavaNext(Projected):
         """Return a `LlavaNextConfig`."""
         from transformers import LlavaNextConfig
 
+        layer = layer_of(config)
+        assert layer is not None  # `why_not` has seen to it
         return LlavaNextConfig(
             vision_config=tower_of(config),
             text_config=text_of(config),
@@ -76,7 +78,7 @@ class LlavaNext(Projected):
             image_grid_pinpoints=_pinpoints(config),
             projector_hidden_act=activation_of(config),
             multimodal_projector_bias=bias_of(config),
-            vision_feature_layer=layer_of(config),
+            vision_feature_layer=layer,
             vision_feature_select_strategy=strategy_of(config.facts),
             tie_word_embeddings=config.tie_word_embeddings,
         )
