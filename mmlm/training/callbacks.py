@@ -79,7 +79,7 @@ class Growth:
     def __init__(
         self, assistant: Assistant, questions: list[Question], config: AskConfig, log: JsonLog
     ) -> None:
-        self._assistant, self._questions, self._config = assistant, questions, config
+        self.assistant, self._questions, self._config = assistant, questions, config
         self.log = log
 
     def is_due(self, step: int) -> bool:
@@ -90,12 +90,12 @@ class Growth:
         """Ask all questions, write the answers down and return them."""
         if not self._questions:
             return []
-        model = self._assistant.model
+        model = self.assistant.model
         modes = {module: module.training for module in model.modules()}
         state = torch.get_rng_state()
         requests = [Request(messages=question.messages) for question in self._questions]
         with torch.no_grad():
-            answers = self._assistant.answer_all(
+            answers = self.assistant.answer_all(
                 requests, max_new_tokens=self._config.max_new_tokens
             )
         torch.set_rng_state(state)

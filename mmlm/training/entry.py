@@ -46,7 +46,8 @@ def train(
     """
     parsed, folder, name = read_recipe(recipe, overrides)
     place = Path(out) if out is not None else Path("runs") / name
-    from mmlm.training.trainer import Trainer, forget_run
+    from mmlm.training.folder import forget_run
+    from mmlm.training.trainer import Trainer
 
     trainer = Trainer(parsed, folder, place, quiet=quiet)
     if dry_run:

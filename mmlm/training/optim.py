@@ -2,19 +2,24 @@
 
 In bf16 the model computes with half-precision weights while the optimiser owns a float32
 copy of every weight that learns: small updates are kept, and gradients of many rows are
-added up in float32. In fp32 the copy is the weight itself. Nothing here knows the data.
+added up in float32. In fp32 the copy is the weight itself. Where FSDP2 has spread the weights
+over ranks, the optimiser of each rank moves its own pieces and knows no others. `Optimizer` is
+what a stage needs of any optimiser; `zero` has the other one. Nothing here knows the data.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmlm.training.learning import plain_name
+from mmlm.training.parallel import Engine
 
 
 def stable_name(name: str) -> str:
@@ -22,19 +27,116 @@ def stable_name(name: str) -> str:
     return plain_name(name).replace(".base_layer.", ".")
 
 
+class Moved(NamedTuple):
+    """What a step of an optimiser did.
+
+    Args:
+        norm: The length of the gradient over all ranks, before it was shortened.
+        moved: False if the gradient was not a number: the weights stand where they stood.
+    """
+
+    norm: float
+    moved: bool
+
+
+class Optimizer(Protocol):
+    """What a stage needs of an optimiser. Every method is called on every rank."""
+
+    def loss_of(
+        self, objective: Any, model: nn.Module, inputs: dict[str, Any], num_items: float, *,
+        is_last: bool,
+    ) -> Tensor:
+        """Return the loss of one row; `is_last` of the step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one row."""
+        ...
+
+    def step(self, factor: float, most: float | None, *, may_move: bool) -> Moved:
+        """Shorten the gradient to `most`, move the weights, and forget the gradient."""
+        ...
+
+    def forget(self) -> None:
+        """Forget the gradient."""
+        ...
+
+    def masters(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Return what learns, whole, in float32, by stable name; nothing if not `keep`."""
+        ...
+
+    def state(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Return the moments, whole, by name; nothing if not `keep`."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the moments of a checkpoint."""
+        ...
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights, by stable name."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
 @dataclass
 class Learnable:
-    """One parameter that learns, and the float32 copy that the optimiser moves."""
+    """One parameter that learns, and the float32 values that the optimiser moves.
+
+    Where weights are spread over ranks, `master` is the piece of this rank.
+    """
 
     name: str
     parameter: nn.Parameter
     master: Tensor
     peak_lr: float
+    has_copy: bool
 
     @property
-    def has_copy(self) -> bool:
-        """Whether the copy is another tensor than the parameter."""
-        return self.master is not self.parameter
+    def own(self) -> Tensor:
+        """The part of the parameter that this rank holds, in the parameter's own memory."""
+        return local(self.parameter.detach())
+
+    def collect(self) -> None:
+        """Move the gradient of the parameter to the float32 values."""
+        gradient = self.parameter.grad
+        if gradient is None or self.master is self.parameter:
+            return
+        piece = local(gradient)
+        if self.master.grad is None:
+            self.master.grad = piece.float()
+        else:
+            self.master.grad.add_(piece)
+        self.parameter.grad = None
+
+    def whole(self, piece: Tensor) -> Tensor:
+        """Return what all ranks hold of a value with the shape of this parameter."""
+        parameter: Any = self.parameter
+        if not isinstance(parameter, DTensor):
+            return piece
+        spread = DTensor.from_local(
+            piece, parameter.device_mesh, parameter.placements, run_check=False,
+            shape=parameter.shape, stride=parameter.stride(),
+        )  # fmt: skip
+        return spread.full_tensor()
+
+    def piece(self, whole: Tensor) -> Tensor:
+        """Return this rank's part of a value with the shape of this parameter."""
+        parameter: Any = self.parameter
+        if not isinstance(parameter, DTensor):
+            return whole.to(parameter.device)
+        return distribute_tensor(
+            whole.to(parameter.device), parameter.device_mesh, parameter.placements,
+            src_data_rank=None,
+        ).to_local()  # fmt: skip
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds: all of it, unless it is spread."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class MasterAdamW:
@@ -42,6 +144,7 @@ class MasterAdamW:
 
     Args:
         parameters: Name and parameter of what learns.
+        engine: Adds up over ranks.
         rates: The peak rate of each name.
         masters: What has learnt in an earlier stage or a checkpoint, by stable name.
         betas: Averaging.
@@ -53,14 +156,16 @@ class MasterAdamW:
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
         *,
+        engine: Engine,
         rates: Mapping[str, float],
         masters: Mapping[str, Tensor],
         betas: tuple[float, float],
         weight_decay: float,
         keep_copies: bool = True,
     ) -> None:
+        self._engine = engine
         self.learnables = [
-            self._learnable(name, parameter, rates[name], masters, keep_copies)
+            _learnable(name, parameter, rates[name], masters, keep_copies)
             for name, parameter in parameters
         ]
         groups: dict[tuple[float, bool], list[Tensor]] = {}
@@ -77,64 +182,58 @@ class MasterAdamW:
             fused=True,
         )  # fmt: skip
 
-    @staticmethod
-    def _learnable(
-        name: str,
-        parameter: nn.Parameter,
-        peak_lr: float,
-        masters: Mapping[str, Tensor],
-        keep_copies: bool,
-    ) -> Learnable:
-        stable = stable_name(name)
-        known = masters.get(stable)
-        if parameter.dtype == torch.float32 or not keep_copies:
-            if known is not None:
-                parameter.data.copy_(known)
-            return Learnable(stable, parameter, parameter, peak_lr)
-        source = parameter.detach() if known is None else known
-        master = source.to(parameter.device, torch.float32)
-        parameter.data.copy_(master)
-        return Learnable(stable, parameter, master.clone().requires_grad_(), peak_lr)
+    def loss_of(
+        self, objective: Any, model: nn.Module, inputs: dict[str, Any], num_items: float, *,
+        is_last: bool,
+    ) -> Tensor:
+        """Return the loss of one row."""
+        del is_last
+        return objective.loss(model, inputs, num_items)
 
-    def collect(self) -> None:
-        """Add the gradients of one backward pass to the float32 sums."""
-        for one in self.learnables:
-            if one.has_copy and one.parameter.grad is not None:
-                gradient = one.parameter.grad
-                if one.master.grad is None:
-                    one.master.grad = gradient.float()
-                else:
-                    one.master.grad.add_(gradient)
-                one.parameter.grad = None
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one row to the float32 sums."""
+        # A row of text alone reaches nothing that learns while only the connector does.
+        if loss.requires_grad:
+            loss.backward()
+            for one in self.learnables:
+                one.collect()
 
-    def gradients(self) -> list[Tensor]:
+    def _gradients(self) -> list[Tensor]:
         """Return the gradient of every learnable, zeros where nothing reached it."""
         for one in self.learnables:
             if one.master.grad is None:
                 one.master.grad = torch.zeros_like(one.master)
         return [one.master.grad for one in self.learnables if one.master.grad is not None]
 
-    def clip(self, most: float | None) -> Tensor:
+    def _shorten(self, gradients: list[Tensor], most: float | None) -> float:
         """Shorten the gradient to `most`, if it is longer; return its length before that."""
-        gradients = self.gradients()
         norm = torch.linalg.vector_norm(
             torch.stack([g.norm(dtype=torch.float32) for g in gradients])
         )
+        if self._engine.shards_weights:
+            norm = torch.tensor(math.sqrt(self._engine.add_up([float(norm) ** 2])[0]))
         if most is not None:
-            factor = (most / (norm + 1e-6)).clamp(max=1.0)
+            factor = (most / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device)
             for gradient in gradients:
                 gradient.mul_(factor)
-        return norm
+        return float(norm)
 
-    def step(self, factor: float) -> None:
+    def step(self, factor: float, most: float | None, *, may_move: bool) -> Moved:
         """Move the weights with `factor` times their peak rates, and forget the gradients."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        self.optimizer.step()
-        for one in self.learnables:
-            if one.has_copy:
-                one.parameter.data.copy_(one.master.data)
+        gradients = self._gradients()
+        if not self._engine.shards_weights:
+            self._engine.add_up_gradients(gradients)
+        norm = self._shorten(gradients, most)
+        moved = may_move and math.isfinite(norm)
+        if moved:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            self.optimizer.step()
+            for one in self.learnables:
+                if one.has_copy:
+                    one.own.copy_(one.master.data)
         self.forget()
+        return Moved(norm, moved)
 
     def forget(self) -> None:
         """Forget the gradients."""
@@ -142,17 +241,35 @@ class MasterAdamW:
             one.master.grad = None
             one.parameter.grad = None
 
-    def masters(self) -> dict[str, Tensor]:
+    def masters(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Return what learns, in the precision of the optimiser, by stable name."""
-        return {one.name: one.master.detach() for one in self.learnables}
+        return self._whole({one.name: (one, one.master.detach()) for one in self.learnables}, keep)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Return the moments, by name."""
         tensors: dict[str, Tensor] = {}
+        moments: dict[str, tuple[Learnable, Tensor]] = {}
         for one in self.learnables:
             for key, value in self.optimizer.state.get(one.master, {}).items():
-                tensors[f"{one.name}//{key}"] = torch.as_tensor(value)
-        return tensors
+                if key == "step":
+                    tensors[f"{one.name}//{key}"] = torch.as_tensor(value)
+                else:
+                    moments[f"{one.name}//{key}"] = (one, value)
+        return (tensors if keep else {}) | self._whole(moments, keep)
+
+    def _whole(
+        self, pieces: Mapping[str, tuple[Learnable, Tensor]], keep: bool
+    ) -> dict[str, Tensor]:
+        """Put values together from all ranks, one after another; on the CPU if they are spread."""
+        if not self._engine.shards_weights:
+            return {name: piece for name, (_, piece) in pieces.items()} if keep else {}
+        found: dict[str, Tensor] = {}
+        for name, (one, piece) in pieces.items():
+            # Every rank waits for the values here, also one that does not keep them.
+            whole = one.whole(piece).to("cpu", copy=True)
+            if keep:
+                found[name] = whole
+        return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the moments of a checkpoint."""
@@ -164,6 +281,41 @@ class MasterAdamW:
             state = by_name.get(one.name)
             if state:
                 self.optimizer.state[one.master] = {
-                    key: value if key == "step" else value.to(one.master.device)
+                    key: value if key == "step" else one.piece(value)
                     for key, value in state.items()
                 }
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights, by stable name."""
+        with torch.no_grad():
+            for one in self.learnables:
+                if one.name in weights:
+                    piece = one.piece(weights[one.name])
+                    one.own.copy_(piece)
+                    if one.has_copy:
+                        one.master.copy_(piece)
+
+    def close(self) -> None:
+        """Nothing holds the model."""
+
+
+def _learnable(
+    name: str,
+    parameter: nn.Parameter,
+    peak_lr: float,
+    masters: Mapping[str, Tensor],
+    keep_copies: bool,
+) -> Learnable:
+    stable = stable_name(name)
+    known = masters.get(stable)
+    one = Learnable(stable, parameter, parameter, peak_lr, has_copy=False)
+    if known is not None:
+        known = one.piece(known)
+        one.own.copy_(known)
+    if parameter.dtype == torch.float32 or not keep_copies:
+        if isinstance(parameter, DTensor):
+            one.master = one.own.requires_grad_()
+        return one
+    source = one.own if known is None else known
+    one.master, one.has_copy = source.float().clone().requires_grad_(), True
+    return one

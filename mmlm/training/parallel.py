@@ -1,10 +1,16 @@
 """One process or many: where to compute, and how ranks add up what they found.
 
-Sharding `none` and `ddp` are here: every rank holds the whole model. Gradients are added up
-once in a step, in float32, after all rows of a rank, instead of bucket by bucket under each
-backward pass. So ranks may have different numbers of rows, a part that a rank never used
-is no problem, and nothing can hang on a batch without an image; what is lost is the overlap of
-computing and sending within the last row. Process groups and devices come from accelerate.
+    none            one process
+    ddp             every rank holds the whole model
+    fsdp2           weights, gradients and moments are spread over the ranks, by torch
+    zero1, zero2    moments, then gradients too are spread, by DeepSpeed
+
+Under ddp gradients are added up once in a step, in float32, after all rows of a rank, instead of
+bucket by bucket under each backward pass. So ranks may have different numbers of rows, a part
+that a rank never used is no problem, and nothing can hang on a batch without an image; what is
+lost is the overlap of computing and sending within the last row. The others send while they
+compute: every rank has to do the same passes, which `step` sees to. Process groups and devices
+come from accelerate. How a model is spread is in `sharding` and `zero`.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from mmlm.errors import ConfigError, TrainingError
-from mmlm.training.recipe import RunConfig
+from mmlm.training.recipe import RunConfig, Sharding
 
 _BUCKET_ELEMENTS = 1 << 25
 
@@ -35,21 +41,42 @@ class Engine:
         self.device: torch.device = self._state.device
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes
-        self.sharding = self._choose(run.sharding)
-
-    def _choose(self, wanted: str) -> str:
-        if wanted == "none" and self.world > 1:
+        if run.sharding == "none" and self.world > 1:
             raise ConfigError(
                 f"run.sharding is none, but {self.world} processes were started. Use ddp or auto."
             )
-        if wanted in ("fsdp2", "zero1", "zero2", "zero3"):
+        if run.sharding.startswith("zero"):
             raise TrainingError(
-                f"run.sharding {wanted} is not built yet. Use ddp, which keeps the whole model on "
-                f"each device, or auto."
+                f"run.sharding {run.sharding} is not built yet. Use fsdp2, which spreads the same, "
+                f"or ddp."
             )
-        if wanted == "auto":
-            return "ddp" if self.world > 1 else "none"
-        return wanted
+        spreads = run.sharding not in ("auto", "none", "ddp")
+        if spreads and not torch.distributed.is_initialized():
+            raise ConfigError(
+                f"run.sharding {run.sharding} needs a launcher, even for one process: "
+                f"torchrun --nproc-per-node 1 -m mmlm train RECIPE. Without one, use none or auto."
+            )
+        self.sharding: Sharding = run.sharding
+        """How the model is spread; `auto` until `settle` has been called."""
+
+    def settle(self, sharding: Sharding) -> None:
+        """Decide how the model is spread."""
+        self.sharding = sharding
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether DeepSpeed spreads the model."""
+        return self.sharding.startswith("zero")
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each parameter of the model is spread by torch."""
+        return self.sharding == "fsdp2"
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all ranks have to do the same forward and backward passes."""
+        return self.is_zero or self.shards_weights
 
     @property
     def is_main(self) -> bool:
@@ -81,6 +108,22 @@ class Engine:
             if gradient is not None:
                 bucket.append(gradient)
                 size += gradient.numel()
+
+    def most(self, number: int) -> int:
+        """Return the largest of a number over all ranks."""
+        if self.world == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Return the lists of all ranks, one after another; plain values only."""
+        if self.world == 1:
+            return values
+        lists: list[list[Any]] = [[] for _ in range(self.world)]
+        torch.distributed.all_gather_object(lists, values)
+        return [value for found in lists for value in found]
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set on any rank."""

@@ -8,12 +8,12 @@ matches nothing, samples of which nothing is learnt, packed samples that see eac
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.data.mixture import Mixture
-from mmlm.data.preview import Survey, as_terminal, survey
-from mmlm.data.schema import CAUSES
+from mmlm.data.preview import Survey, as_terminal, complaint, survey, told
+from mmlm.data.preview_page import preview_page
 from mmlm.errors import DataError
 from mmlm.hub import opens_in
 from mmlm.training.learning import freeze, matching, table
@@ -31,8 +31,13 @@ _NUM_SURVEYED = 300
 _NUM_SHOWN = 2
 
 
-def check(trainer: Trainer) -> None:
+def check(trainer: Trainer, html: Path | None = None) -> None:
     """Build everything, say what would happen, and stop before the first step.
+
+    Args:
+        trainer: What would train.
+        html: Where to write a page with the samples of each stage; ``FILE-STAGE.html`` for later
+            stages.
 
     Raises:
         DataError: if nothing would be learnt from a stage's data.
@@ -42,12 +47,13 @@ def check(trainer: Trainer) -> None:
     mixtures = [trainer.open_data(stage) for stage in recipe.stages]
     for stage in recipe.stages:
         packing_of(recipe, stage)
-    run = trainer.prepare(mixtures)
+    run = trainer.prepare(mixtures, writes=False)
     _say_shapes(trainer, run)
     _say_validation(trainer, run)
     for number, (stage, mixture) in enumerate(zip(recipe.stages, mixtures, strict=True)):
         trainer.say(f"\nstage {stage.name} ({number + 1} of {len(mixtures)})")
-        _check_stage(trainer, run, stage, mixture)
+        page = html if html is None or number == 0 else _beside(html, stage.name)
+        _check_stage(trainer, run, stage, mixture, page)
     _say_opens_in(trainer, run)
     run.log.close()
     if run.growth is not None:
@@ -90,7 +96,13 @@ def _say_validation(trainer: Trainer, run: Run) -> None:
         )
 
 
-def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture) -> None:
+def _beside(html: Path, stage: str) -> Path:
+    return html.with_name(f"{html.stem}-{stage}{html.suffix}")
+
+
+def _check_stage(
+    trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture, html: Path | None
+) -> None:
     model: Any = run.assistant.model
     adapters = run.change_adapters(stage)
     if adapters is not None:
@@ -98,9 +110,16 @@ def _check_stage(trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixtur
     trainer.say(table(freeze(model, stage.patterns)))
     packing, rows_per_step = packing_of(trainer.recipe, stage)
     planner = planner_of(stage.objective)(
-        mixture, run.assistant.processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
-    )
+        mixture, run.assistant.processor, max_tokens=packing.row_tokens,
+        max_tiles=packing.max_tiles, max_patches=packing.max_patches,
+        share=run.attention.shares,
+    )  # fmt: skip
     found = survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
+    if html is not None:
+        title = f"Stage {stage.name}: what the model sees"
+        page = preview_page(found, run.assistant.processor, title=title)
+        html.write_text(page, encoding="utf-8")
+        trainer.say(f"page        {html}")
     _say_survey(trainer, run, stage, mixture, found)
     trainer.say(
         f"step        {rows_per_step} row{'s' if rows_per_step > 1 else ''} of "
@@ -123,21 +142,11 @@ def _say_survey(
     num = len(found.samples) + len(found.drops)
     counts = ", ".join(f"{name} {count:,}" for name, count in mixture.counts.items())
     trainer.say(f"data        {counts} rows an epoch; {num:,} looked at")
-    for (source, cause), count in sorted(Counter((d.source, d.cause) for d in found.drops).items()):
-        example = next(d for d in found.drops if (d.source, d.cause) == (source, cause))
-        trainer.say(f"  dropped   {count:,} of {source}: {cause} ({CAUSES[cause]})")
-        trainer.say(f"            such as row {example.row}: {example.detail}")
-    if not found.samples:
-        raise DataError(
-            f"Stage {stage.name} would learn nothing: not one of the first {num} samples can be "
-            f"used. The causes stand above."
-        )
-    tokens, image = found.num_tokens, found.image_tokens(run.assistant.processor.image_token_id)
-    trainer.say(
-        f"samples     {tokens / len(found.samples):.0f} tokens on average, longest "
-        f"{found.longest():,}; {100 * image / tokens:.0f} % are image tokens, "
-        f"{100 * found.num_labels / tokens:.0f} % are learnt"
-    )
+    for line in told(found, run.assistant.processor):
+        trainer.say(line)
+    if (wrong := complaint(found, budget=trainer.recipe.run.drop_budget)) is not None:
+        raise DataError(f"Stage {stage.name}: {wrong}")
+    tokens = found.num_tokens
     until = stage.until
     rows = until.samples or (until.epochs and round(until.epochs * mixture.epoch_rows))
     if rows:

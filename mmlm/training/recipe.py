@@ -20,6 +20,11 @@ from mmlm.errors import ConfigError
 from mmlm.language.adapters import AdapterConfig, adapters
 from mmlm.recipes import find_recipe
 
+Sharding = Literal[
+    "auto", "none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"
+]  # fmt: skip
+"""How weights, gradients and moments are spread over devices; see `mmlm.training.parallel`."""
+
 MODEL_KEYS = ("image", "vision", "reducer", "connector", "language", "from", "whole")
 
 
@@ -106,6 +111,10 @@ class StageConfig(Config):
     """Share of the tiles for which the encoder's last layer is left out while it learns; it grows
     from nothing at the first layer."""
 
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Largest share of the channels of the encoder's features that are left out while the stage
+    learns; that of each picture is drawn between nothing and this."""
+
     adapters: dict[str, Any] | None = None
     """Low-rank adapters that learn in place of the language model's own weights, such as
     {use: lora, rank: 16}; a later stage with the same words goes on with them."""
@@ -190,11 +199,12 @@ class RunConfig(Config):
     attention: str = "auto"
     """The attention backend; auto takes the fastest that this machine has, and says why."""
 
-    sharding: Literal["auto", "none", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
-    """How weights, gradients and optimiser are spread over devices."""
+    sharding: Sharding = "auto"
+    """How weights, gradients and optimiser are spread over devices; auto takes the fastest one
+    that the memory plan fits."""
 
     offload: bool = False
-    """Keep the optimiser's state (zero2, zero3) in the memory of the machine."""
+    """Keep the optimiser's state (zero1, zero2) in the memory of the machine."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
@@ -213,6 +223,9 @@ class RunConfig(Config):
 
     row_tiles: int = Field(default=256, ge=1)
     """Most image tiles of a row; bounds the encoder's memory."""
+
+    row_patches: int | None = Field(default=None, ge=1)
+    """Most patches that the encoder sees in a row; for pictures at their own size."""
 
     drop_budget: float = Field(default=0.05, ge=0, le=1)
     """Largest share of samples that may be unusable before the run stops."""

@@ -41,6 +41,8 @@ class Run:
         masters: What has learnt so far, by stable name, in float32 but for merged weights.
         adapters: What stands beside the weights now, or None.
         validation: The rows that are never learnt, or None.
+        adapters_of: The stage whose adapters these are, or None.
+        was_spread: Whether the model has been spread over ranks, and cannot be used again.
         quiet: Show nothing.
         stop: Set when the run is to stop after the step.
     """
@@ -57,6 +59,8 @@ class Run:
     masters: dict[str, Tensor] = field(default_factory=dict)
     adapters: AdapterConfig | None = None
     validation: Mixture | None = None
+    adapters_of: str | None = None
+    was_spread: bool = False
     quiet: bool = False
     stop: bool = False
 
@@ -72,7 +76,7 @@ class Run:
         done = change_adapters(
             self.assistant.model, self.masters, before=self.adapters, after=after, seed=seed
         )
-        self.adapters = after
+        self.adapters, self.adapters_of = after, stage.name
         return done
 
 
@@ -96,6 +100,7 @@ def packing_of(
     row_tokens = run.row_tokens or min(_MOST_ROW_TOKENS, stage.step_tokens)
     packing = PackingConfig(
         row_tokens=row_tokens, pool_samples=run.pool_samples, max_tiles=run.row_tiles,
+        max_patches=run.row_patches,
         alike=not packed,
     )  # fmt: skip
     return packing, max(1, round(stage.step_tokens / row_tokens))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,23 +19,26 @@ from torch import Tensor, nn
 from mmlm.data import Quarantine
 from mmlm.data.mixture import Mixture
 from mmlm.data.pipeline import Step, StepStream
+from mmlm.data.ranks import steps_of_rank
 from mmlm.errors import DataError, TrainingError
 from mmlm.training.batches import Batcher
+from mmlm.training.channels import channel_dropout
 from mmlm.training.checkpoint import (
     Checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
 )
-from mmlm.training.depth import drop_path, with_layer_decay
+from mmlm.training.depth import drop_path
 from mmlm.training.display import Progress
 from mmlm.training.feature_cache import FeatureCache
-from mmlm.training.learning import freeze, matching, public_name
+from mmlm.training.learning import freeze, public_name
 from mmlm.training.objectives import objectives, planner_of
-from mmlm.training.optim import MasterAdamW, stable_name
+from mmlm.training.optim import stable_name
 from mmlm.training.recipe import StageConfig
 from mmlm.training.result import StageResult
 from mmlm.training.schedules import rate
+from mmlm.training.sharding import build_optimizer, check_objective, whole_passes
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.step import Learnt, StepLearner, padding_share
 from mmlm.training.validation import Validation
@@ -71,10 +75,12 @@ class StageRun:
         self.model: Any = run.assistant.model
         self.reports = freeze(self.model, stage.patterns)
         set_modes(self.model, learning=False)
-        self.optimizer = self._optimizer()
         self.objective = objectives.read(
             stage.objective, origin=f"stages.{stage.name}.objective"
         ).build(loss_weight=stage.loss_weight)
+        check_objective(self.objective, run.engine, stage)
+        self.objective.prepare(self.model, run.assistant.processor.tokenizer, mixture)
+        self.optimizer = build_optimizer(run, stage, vision_stands_aside=cache is not None)
         self.batcher = Batcher(
             self.model,
             run.assistant.processor,
@@ -82,7 +88,11 @@ class StageRun:
             cache=cache,
             device=run.engine.device,
         )
-        self.learner = StepLearner(run, stage, self.objective, self.optimizer, self.batcher)
+        self.progress = Progress(self.title, quiet=True)
+        self.learner = StepLearner(
+            run, stage, self.objective, self.optimizer, self.batcher,
+            say=lambda text: self.progress.say(f"  {text}"),
+        )  # fmt: skip
         self.quarantine = Quarantine(run.quarantine_path, budget=run.recipe.run.drop_budget)
         self.step, self.tokens, self.samples, self.seconds = 0, 0, 0, 0.0
         self.losses: list[float] = []
@@ -102,21 +112,6 @@ class StageRun:
             return max(1, round(until.epochs * self.mixture.epoch_rows))
         return until.samples
 
-    def _optimizer(self) -> MasterAdamW:
-        chosen = matching(self.model, self.stage.patterns)
-        patterns = self.stage.patterns
-        rates = {n: patterns.get(pattern, self.stage.peak_lr) for n, pattern in chosen.items()}
-        public = {n: public_name(n) for n in rates}
-        rates = with_layer_decay(rates, public, self.stage.layer_decay)
-        return MasterAdamW(
-            [(name, p) for name, p in self.model.named_parameters() if name in chosen],
-            rates=rates,
-            masters=self.run.masters,
-            betas=self.stage.betas,
-            weight_decay=self.stage.weight_decay,
-            keep_copies=self.run.precision.keep_copies,
-        )
-
     def _go_on_from(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         found = self.mixture.fingerprint()
@@ -128,6 +123,7 @@ class StageRun:
             )
         self.optimizer.restore(checkpoint.optimizer)
         restore_random_state(checkpoint.random)
+        self.learner.cuts = state["cuts"]
         self.quarantine.restore(state["quarantine"])
         self.step, self.tokens = state["step"], state["tokens"]
         self.samples, self.seconds = state["samples"], state["seconds"]
@@ -140,14 +136,19 @@ class StageRun:
         """Take steps until the stage ends; save and return early if the run is to stop.
 
         Raises:
+            ConfigError: if layers of an encoder that stands still are to be left out.
             DataError: if too many samples cannot be used.
             TrainingError: if the loss is not a number.
         """
-        with drop_path(self.model.model.vision, self.stage.drop_path):
+        parts = self.model.model
+        with (
+            drop_path(parts.vision, self.stage.drop_path),
+            channel_dropout(parts.connector, self.stage.feature_dropout),
+        ):
             return self._go()
 
     def _go(self) -> StageResult:
-        progress = Progress(self.title, quiet=self.run.quiet)
+        self.progress = progress = Progress(self.title, quiet=self.run.quiet)
         progress.begin_at(self._share(self.step, self.tokens, self.samples))
         try:
             if self.step == 0:
@@ -176,29 +177,36 @@ class StageRun:
         self._finish()
         return self._result()
 
-    def _stream(self) -> StepStream:
-        run = self.run
+    def _stream(self) -> Iterable[Step]:
+        run, engine = self.run, self.run.engine
         packing, rows_per_step = packing_of(run.recipe, self.stage, packed=run.attention.packed)
         # The planning thread has a tokenizer of its own: a fast one may not be used by two.
         processor = copy.deepcopy(run.assistant.processor)
-        planner = planner_of(self.stage.objective)(
-            self.mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
-        )
-        return StepStream(
-            planner,
-            packing,
+
+        def make(mixture: Mixture, **words: Any) -> StepStream:
+            planner = planner_of(self.stage.objective)(
+                mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles,
+                max_patches=packing.max_patches, share=run.attention.shares,
+            )  # fmt: skip
+            pixels, threads = self.batcher.pixels, run.recipe.run.threads
+            return StepStream(planner, packing, pixels=pixels, threads=threads, **words)
+
+        return steps_of_rank(
+            make,
+            self.mixture,
             rows_per_step=rows_per_step,
             num_samples=self.num_samples,
-            pixels=self.batcher.pixels,
-            rank=run.engine.rank,
-            world=run.engine.world,
-            threads=run.recipe.run.threads,
+            rank=engine.rank,
+            world=engine.world,
             state=self._stream_state,
+            gather=engine.gather,
         )
 
     def _count(self, step: Step) -> None:
+        """Count and write down what was left out, on whichever rank that showed."""
         self.samples = step.consumed
-        self.quarantine.record(step.drops, seen=step.num_seen, expected=self.num_samples)
+        drops = step.drops_of_all(self.run.engine.gather) if step.num_rows else step.drops
+        self.quarantine.record(drops, seen=step.num_seen, expected=self.num_samples)
 
     def _take(self, step: Step, progress: Progress) -> None:
         """Learn from one step, and tell."""
@@ -206,28 +214,33 @@ class StageRun:
         after = self._share(self.step + 1, self.tokens + step.num_tokens, self.samples)
         factor = rate(self.stage, progress=(before + after) / 2, step=self.step)
         begun = time.monotonic()
-        learnt = self._learn(step)
+        learnt = self._learn(step, factor)
         self.step += 1
         self.tokens += step.num_tokens
         if learnt.loss is None:
             return
-        moved = self.learner.move(step, self.step, learnt, factor)
-        self._remember(learnt.loss, moved=moved)
-        rate_now = factor * max(self.stage.patterns.values()) if moved else 0.0
+        self._remember(learnt.loss, moved=learnt.moved)
+        rate_now = factor * max(self.stage.patterns.values()) if learnt.moved else 0.0
         self._tell(step, learnt, rate_now, after, time.monotonic() - begun, progress)
         if self.run.growth is not None and self.run.growth.is_due(self.step):
             self._ask(progress)
         if self.validation is not None and self.validation.is_due(self.step):
             self._validate(progress)
 
+    def _learnt(self) -> dict[str, Tensor]:
+        """Return what learns in this stage, whole, on the first rank; called on every rank."""
+        is_main = self.run.engine.is_main
+        # Both are asked on every rank: to list its state, too, a spread model moves weights.
+        weights, statistics = self.optimizer.masters(keep=is_main), self._statistics()
+        return {**weights, **statistics} if is_main else {}
+
     def _validate(self, progress: Progress) -> None:
         """Measure the rows that are never learnt."""
         if self.validation is not None:
-            weights = {**self.optimizer.masters(), **self._statistics()}
-            progress.say(self.validation.round(self.step, weights))
+            progress.say(self.validation.round(self.step, self._learnt))
 
-    def _learn(self, step: Step) -> Learnt:
-        return self.learner.learn(step, self.step)
+    def _learn(self, step: Step, factor: float) -> Learnt:
+        return self.learner.take(step, self.step, factor)
 
     def _remember(self, loss: float, *, moved: bool) -> None:
         if not moved:
@@ -253,7 +266,7 @@ class StageRun:
         numbers = {
             "loss": learnt.loss,
             "lr": lr,
-            "grad_norm": float(learnt.norm),
+            "grad_norm": learnt.norm,
             "tokens": step.num_tokens,
             "useful_tokens_per_second": step.num_tokens / max(seconds, 1e-9),
             "samples": self.samples,
@@ -272,9 +285,11 @@ class StageRun:
 
     def _ask(self, progress: Progress) -> None:
         growth = self.run.growth
-        if growth is None or not self.run.engine.is_main:
+        engine = self.run.engine
+        if growth is None or not (engine.is_main or engine.in_step):
             return
-        answers = growth.ask(stage=self.stage.name, step=self.step, samples=self.samples)
+        with whole_passes(self.model, engine):
+            answers = growth.ask(stage=self.stage.name, step=self.step, samples=self.samples)
         if answers:
             shown = " · ".join(answer.strip().replace("\n", " ")[:40] for answer in answers)
             progress.say(f"  step {self.step:,} answers: {shown}")
@@ -306,15 +321,17 @@ class StageRun:
             self.save(finished=False)
 
     def save(self, *, finished: bool) -> None:
-        """Write a checkpoint; the other ranks wait for the first."""
-        if self.run.engine.is_main:
-            weights = {**self.run.masters, **self.optimizer.masters(), **self._statistics()}
+        """Write a checkpoint; the other ranks give what they hold, and wait for the first."""
+        is_main = self.run.engine.is_main
+        learnt = self._learnt()
+        moments = {} if finished else self.optimizer.state(keep=is_main)
+        if is_main:
             save_checkpoint(
                 self.folder,
                 Checkpoint(
                     state=self._state(finished),
-                    weights=weights,
-                    optimizer={} if finished else self.optimizer.state(),
+                    weights={**self.run.masters, **learnt},
+                    optimizer=moments,
                     random=random_state(),
                 ),
                 keep=self.run.recipe.run.keep_checkpoints,
@@ -334,6 +351,7 @@ class StageRun:
             "seconds": self.seconds,
             "losses": self.losses,
             "skipped": self.num_skipped,
+            "cuts": self.learner.cuts,
             "stream": self._stream_state,
             "data": self.mixture.fingerprint(),
             "quarantine": self.quarantine.state(),
@@ -359,8 +377,10 @@ class StageRun:
             self.validation.put_best_back(self.optimizer, self.step)
         if self.run.growth is not None and not self.run.growth.is_due(self.step):
             self._ask(Progress(self.title, quiet=True))
-        self.run.masters |= {n: t.detach() for n, t in self.optimizer.masters().items()}
+        if not self.run.engine.in_step:
+            self.run.masters |= {n: t.detach() for n, t in self.optimizer.masters().items()}
         self.save(finished=True)
+        self.optimizer.close()
 
     def _result(self) -> StageResult:
         head, tail = self.losses[:_LOSSES_KEPT], self.losses[-_LOSSES_KEPT:]

@@ -14,7 +14,6 @@ The same recipe again goes on where it was; a changed one is an error that says 
 from __future__ import annotations
 
 import copy
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -24,44 +23,35 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 
 from mmlm.assistant import Assistant, compose, load
-from mmlm.config import read_yaml
 from mmlm.data import open_mixture
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import key_of
 from mmlm.errors import CheckpointError, ConfigError, TrainingError
 from mmlm.language.adapters import merge_adapters
 from mmlm.recipes import find_recipe, list_recipes
-from mmlm.storage import cache_folder, write_atomic
+from mmlm.storage import cache_folder
 from mmlm.training.adapting import check_stages
 from mmlm.training.attention import choose_attention, set_attention
 from mmlm.training.callbacks import Growth, choose_questions
 from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
-from mmlm.training.display import JsonLog, open_trackers
+from mmlm.training.display import JsonLog, Tracker, open_trackers
 from mmlm.training.feature_cache import FeatureCache, weights_key
+from mmlm.training.folder import RESULT, claim_folder
+from mmlm.training.forecast import choose_sharding
 from mmlm.training.learning import matching, public_name, table
+from mmlm.training.memory import memory_here, plan_memory
 from mmlm.training.optim import stable_name
 from mmlm.training.parallel import Engine
-from mmlm.training.precision import choose_precision
+from mmlm.training.precision import Precision, choose_precision
 from mmlm.training.recipe import Recipe, StageConfig
 from mmlm.training.result import RunResult, StageResult
-from mmlm.training.shared import Run
+from mmlm.training.sharding import bytes_of, layers_of
+from mmlm.training.shared import Run, packing_of
+from mmlm.training.sharing import with_sharing
 from mmlm.training.stage import StageRun
 from mmlm.whole import WholeModel
-
-_RESOLVED = "recipe.resolved.yaml"
-_RESULT = "result.json"
-_MADE_HERE = (
-    "checkpoints", "model", "delta", "nonfinite", "tensorboard",
-    "log.jsonl", "growth.jsonl", "quarantine.jsonl", _RESULT, _RESOLVED,
-)  # fmt: skip
-# Settings that change no bit of the result may differ when a run goes on.
-_FREE = (
-    "run.checkpoint_every", "run.checkpoint_minutes", "run.keep_checkpoints", "run.log_to",
-    "run.threads", "run.sharding", "run.feature_cache_gib", "run.ask",
-)  # fmt: skip
 
 
 def find_data(name: str) -> Path:
@@ -132,10 +122,11 @@ class Trainer:
             TrainingError: if the folder holds another run, or the run cannot go on.
             KeyboardInterrupt: if it was stopped; the same command goes on.
         """
-        self._claim_folder()
-        if (self.out / _RESULT).is_file():
+        claim_folder(self.out, self.recipe, is_main=self.engine.is_main)
+        self.engine.wait()
+        if (self.out / RESULT).is_file():
             self.say(f"{self.out} is finished already; --fresh begins anew.")
-            return RunResult.read(self.out, self.out / _RESULT)
+            return RunResult.read(self.out, self.out / RESULT)
         # Data are opened before the model is loaded: what is wrong with them shows at once.
         mixtures = [self.open_data(stage) for stage in self.recipe.stages]
         run = self.prepare(mixtures)
@@ -152,44 +143,33 @@ class Trainer:
             for tracker in run.trackers:
                 tracker.close()
 
-    def _claim_folder(self) -> None:
-        """Write the recipe down, or compare it with the one that was run here before."""
-        path = self.out / _RESOLVED
-        values = self.recipe.to_dict()
-        if path.is_file():
-            changes = changed(read_yaml(path), values)
-            if changes:
-                raise TrainingError(
-                    f"{self.out} was begun with another recipe. Changed:\n"
-                    + "\n".join(f"  {change}" for change in changes)
-                    + "\nName another folder with --out, or begin anew with --fresh."
-                )
-        elif self.engine.is_main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, resolved_text(values))
-        self.engine.wait()
-
-    def prepare(self, mixtures: list[Mixture]) -> Run:
-        """Compose the model and choose how to compute."""
+    def prepare(self, mixtures: list[Mixture], *, writes: bool = True) -> Run:
+        """Compose the model and choose how to compute; with `writes` false no file is made."""
         recipe, engine = self.recipe, self.engine
         validation = self.open_validation()
-        torch.manual_seed(recipe.run.seed)
-        model_words = copy.deepcopy(recipe.model)
-        if "from" in model_words:
-            place = _folder_or_id(model_words["from"], self.folder)
-            assistant = load(place, device="cpu", whole=bool(model_words.get("whole")))
-        else:
-            assistant = compose(**model_words)
         precision = choose_precision(recipe.run, engine.device)
-        model: Any = assistant.model
-        model.cast(precision.dtype).to(engine.device)
+        assistant = self._compose(precision)
+        if engine.sharding == "auto":
+            self._settle(assistant.model, precision)
+        if engine.in_step and isinstance(assistant.model, WholeModel):
+            raise TrainingError(
+                f"A stock class taken whole is not proven under sharding {engine.sharding}: a rank "
+                f"with text alone would wait for ever. Use run.sharding ddp."
+            )
+        assistant.model.to(engine.device)
         attention = choose_attention(assistant.model, recipe.run, engine.device)
-        if recipe.run.gradient_checkpointing:
-            assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
+        attention = with_sharing(assistant.model, attention)
+        if engine.in_step:
+            # Each rank brings its own pieces to its device, when a stage begins.
+            assistant.model.to("cpu")
         self.say(f"computing   {precision.name} on {engine.device}: {precision.reason}")
         rows = "packed" if attention.packed else "padded"
         self.say(f"attention   {attention.backend}, {rows}: {attention.reason}")
-        self.out.mkdir(parents=True, exist_ok=True)
+        writes = writes and engine.is_main
+        trackers: list[Tracker] = []
+        if writes:
+            self.out.mkdir(parents=True, exist_ok=True)
+            trackers = open_trackers(recipe.run.log_to, self.out, recipe.to_dict())
         run = Run(
             recipe=recipe,
             out=self.out,
@@ -197,21 +177,81 @@ class Trainer:
             engine=engine,
             precision=precision,
             attention=attention,
-            log=JsonLog(self.out / "log.jsonl" if engine.is_main else None),
+            log=JsonLog(self.out / "log.jsonl" if writes else None),
             growth=None,
-            trackers=open_trackers(recipe.run.log_to, self.out, recipe.to_dict())
-            if engine.is_main
-            else [],
+            trackers=trackers,
             quiet=self.quiet,
             validation=validation,
         )
         check_stages(assistant.model, recipe.stages)
-        run.growth = self._growth(run, mixtures)
+        run.growth = self._growth(run, mixtures, writes=writes)
         return run
 
-    def _growth(self, run: Run, mixtures: list[Mixture]) -> Growth | None:
+    def _settle(self, model: Any, precision: Precision) -> None:
+        """Choose how the model is spread, for the stage that needs most memory."""
+        engine, memory = self.engine, memory_here(self.engine.device)
+        if engine.world == 1 or isinstance(model, WholeModel):
+            engine.settle("ddp" if engine.world > 1 else "none")
+            return
+        if engine.device.type == "cpu":
+            memory //= engine.world
+        plans = [
+            plan_memory(
+                model,
+                set() if stage.adapters else set(matching(model, stage.patterns)),
+                precision=precision,
+                row_tokens=packing_of(self.recipe, stage)[0].row_tokens,
+            )
+            for stage in self.recipe.stages
+        ]
+        sharding, reason = choose_sharding(
+            max(plans, key=lambda plan: plan.total), engine.world, memory,
+            layer=max((bytes_of(layer) for layer in layers_of(model)), default=0),
+        )  # fmt: skip
+        engine.settle(sharding)
+        self.say(f"sharding    {sharding}: {reason}")
+
+    def _compose(self, precision: Precision) -> Assistant:
+        """Build the model on the CPU; the same weights each time."""
+        torch.manual_seed(self.recipe.run.seed)
+        model_words = copy.deepcopy(self.recipe.model)
+        if "from" in model_words:
+            place = _folder_or_id(model_words["from"], self.folder)
+            assistant = load(place, device="cpu", whole=bool(model_words.get("whole")))
+        else:
+            assistant = compose(**model_words)
+        assistant.model.cast(precision.dtype)
+        if self.recipe.run.gradient_checkpointing:
+            assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return assistant
+
+    def _compose_anew(self, run: Run) -> None:
+        """Put what has learnt into a new model: one that was spread cannot be used again."""
+        stage = run.adapters_of
+        run.assistant = self._compose(run.precision)
+        set_attention(run.assistant.model, run.attention.backend)
+        if run.growth is not None:
+            run.growth.assistant = run.assistant
+        weights, run.masters, run.adapters = run.masters, {}, None
+        self._put_back(run, weights, stage)
+
+    def _put_back(self, run: Run, weights: dict[str, torch.Tensor], stage: str | None) -> None:
+        """Put weights into a new model; `stage` says which adapters stand beside them."""
+        rest = _put_weights(run.assistant, weights)
+        if stage is not None:
+            run.change_adapters(next(s for s in self.recipe.stages if s.name == stage))
+            rest = _put_weights(run.assistant, rest)
+        if rest:
+            raise TrainingError(
+                f"The checkpoint holds {next(iter(rest))!r}, which this model has not: its "
+                f"parts have changed. Begin anew with --fresh."
+            )
+        device = "cpu" if run.engine.in_step else run.engine.device
+        run.masters = {name: value.to(device) for name, value in weights.items()}
+
+    def _growth(self, run: Run, mixtures: list[Mixture], *, writes: bool) -> Growth | None:
         ask = self.recipe.ask
-        if ask is None or not self.engine.is_main:
+        if ask is None or not (self.engine.is_main or self.engine.in_step):
             return None
         mixture = mixtures[-1]
         if ask.data is not None:
@@ -220,7 +260,8 @@ class Trainer:
                 find=find_data,
             )  # fmt: skip
         questions = choose_questions(mixture, ask.num)
-        return Growth(run.assistant, questions, ask, JsonLog(self.out / "growth.jsonl"))
+        log = JsonLog(self.out / "growth.jsonl" if writes else None)
+        return Growth(run.assistant, questions, ask, log)
 
     def _stages(self, run: Run, mixtures: list[Mixture]) -> list[StageResult]:
         checkpoints = self._checkpoints()
@@ -262,17 +303,7 @@ class Trainer:
         state: dict[str, Any] = {"log_bytes": 0, "growth_bytes": 0, "quarantine": {"bytes": 0}}
         if checkpoint is not None:
             state = checkpoint.state
-            rest = _put_weights(run.assistant, checkpoint.weights)
-            run.change_adapters(next(s for s in self.recipe.stages if s.name == state["stage"]))
-            rest = _put_weights(run.assistant, rest)
-            if rest:
-                raise TrainingError(
-                    f"The checkpoint holds {next(iter(rest))!r}, which this model has not: its "
-                    f"parts have changed. Begin anew with --fresh."
-                )
-            run.masters = {
-                name: value.to(self.engine.device) for name, value in checkpoint.weights.items()
-            }
+            self._put_back(run, checkpoint.weights, state["stage"])
         run.log.cut(state["log_bytes"])
         if run.growth is not None:
             run.growth.log.cut(state["growth_bytes"])
@@ -289,6 +320,8 @@ class Trainer:
         mixture: Mixture,
         checkpoint: Checkpoint | None,
     ) -> StageResult:
+        if run.was_spread:
+            self._compose_anew(run)
         adapters = run.change_adapters(stage)
         cache = self._cache(run, stage)
         running = StageRun(run, stage, number, mixture, cache=cache, checkpoint=checkpoint)
@@ -302,7 +335,13 @@ class Trainer:
             self.say(f"features    {len(cache):,} pictures known in {cache.folder}")
         if checkpoint is not None:
             self.say(f"going on    after step {running.step:,}")
-        return running.go()
+        result = running.go()
+        if run.engine.in_step and not run.stop:
+            run.was_spread = True
+            path = last_checkpoint(self.out / "checkpoints" / stage.name)
+            assert path is not None
+            run.masters = load_checkpoint(path).weights
+        return result
 
     def _cache(self, run: Run, stage: StageConfig) -> FeatureCache | None:
         """Open the feature cache, where the encoder stands still and has something to compute."""
@@ -346,6 +385,8 @@ class Trainer:
     def _save(self, run: Run, stages: list[StageResult]) -> RunResult:
         """Write model, delta and result; the result last, so that its presence means done."""
         result = RunResult(self.out, stages)
+        if run.was_spread:
+            self._compose_anew(run)
         if self.engine.is_main:
             set_attention(run.assistant.model, "sdpa")
             if self.recipe.run.gradient_checkpointing:
@@ -358,7 +399,7 @@ class Trainer:
                 merge_adapters(run.assistant.model)
             run.assistant.model.eval().requires_grad_(True)
             result.stock_reasons = run.assistant.save(result.model, recipe=values)
-            result.write(self.out / _RESULT)
+            result.write(self.out / RESULT)
         self.engine.wait()
         for stage in stages:
             self.say(
@@ -399,55 +440,6 @@ def _result_of(path: Path) -> StageResult:
 def _folder_or_id(name: str, folder: Path) -> str | Path:
     beside = folder / name
     return beside if beside.is_dir() else name
-
-
-def resolved_text(values: dict[str, Any]) -> str:
-    """Write a resolved recipe as YAML that reads back to the same values."""
-    head = (
-        "# What was run, every value written out.  Run it again:  mmlm train recipe.resolved.yaml\n"
-    )
-    return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-
-
-def changed(old: Any, new: Any) -> list[str]:
-    """Return, line by line, in what two recipes differ where it matters.
-
-    >>> changed({"run": {"seed": 0}}, {"run": {"seed": 1}})
-    ['run.seed: 0 -> 1']
-    """
-    before, after = _flat(old), _flat(new)
-    keys = [*after, *(key for key in before if key not in after)]
-    missing = "(none)"
-    return [
-        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
-        for key in keys
-        if before.get(key, missing) != after.get(key, missing)
-        and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
-    ]
-
-
-def _flat(values: Any, path: str = "") -> dict[str, Any]:
-    """Lay nested values out as ``a.b.c: value``; stages are named by their names."""
-    if isinstance(values, dict) and values:
-        pairs = [(str(key), value) for key, value in values.items()]
-    elif isinstance(values, list) and values and all(isinstance(v, dict) for v in values):
-        pairs = [(str(v.get("name", i)), v) for i, v in enumerate(values)]
-    else:
-        return {path: values}
-    flat: dict[str, Any] = {}
-    for key, value in pairs:
-        flat |= _flat(value, f"{path}.{key}" if path else key)
-    return flat
-
-
-def forget_run(out: Path) -> None:
-    """Delete what a run left in its folder, and nothing else that lies there."""
-    for name in _MADE_HERE:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ in the same bits. Sample answers are asked by `mmlm.training.callbacks`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +35,9 @@ from mmlm.storage import atomic_folder
 from mmlm.training.batches import Batcher
 from mmlm.training.checkpoint import random_state, restore_random_state
 from mmlm.training.objectives import Objective, planner_of
-from mmlm.training.optim import MasterAdamW, stable_name
+from mmlm.training.optim import Optimizer, stable_name
 from mmlm.training.recipe import StageConfig, ValidationConfig
+from mmlm.training.rows import filler
 
 if TYPE_CHECKING:
     from mmlm.training.feature_cache import FeatureCache
@@ -99,6 +100,7 @@ class Validation:
         packing: How its samples share rows.
         folder: Where its checkpoints are.
         cache: Features of a frozen encoder, or None.
+        planner: What makes samples of rows, if not `Planner`.
     """
 
     def __init__(
@@ -163,12 +165,12 @@ class Validation:
         """Whether the stage ends, because the loss has not fallen for `patience` rounds."""
         return self.config.patience is not None and self._waited >= self.config.patience
 
-    def round(self, step: int, weights: Mapping[str, Tensor]) -> str:
+    def round(self, step: int, weights: Callable[[], Mapping[str, Tensor]]) -> str:
         """Measure, write down, and keep the weights if they are the best so far.
 
         Args:
             step: The step just taken; measured once.
-            weights: What learns, by stable name.
+            weights: Gives what learns, by stable name; asked on every rank.
 
         Returns:
             A line for people; empty if this step was measured already.
@@ -201,15 +203,20 @@ class Validation:
         """
         engine, total, items, samples = self._run.engine, 0.0, 0.0, 0
         threads = self._run.recipe.run.threads
+        rows: list[Row | None] = list(self._rows[engine.rank :: engine.world])
+        if engine.in_step:
+            rows += [None] * (-(-len(self._rows) // engine.world) - len(rows))
         with _unchanged(self._model), torch.no_grad(), ThreadPoolExecutor(threads) as pool:
-            for row in self._rows[engine.rank :: engine.world]:
-                prepared = self._prepare(row.samples, pool)
+            # This one word makes the model run its vision part for rows of text alone, too.
+            self._model.model.training = engine.in_step
+            for row in rows:
+                prepared = self._prepare([] if row is None else row.samples, pool)
                 factors, count = self._objective.weigh(prepared.samples)
-                if count == 0:
+                if count == 0 and not engine.in_step:
                     continue
+                given = (prepared, factors) if count else filler()
                 with self._run.precision.context(engine.device):
-                    inputs = self._batcher.inputs(prepared, factors)
-                    loss = self._objective.loss(self._model, inputs, 1.0)
+                    loss = self._objective.loss(self._model, self._batcher.inputs(*given), 1.0)
                 total, items = total + float(loss), items + count
                 samples += len(prepared.samples)
         total, items, seen = engine.add_up([total, items, float(samples)])
@@ -237,11 +244,14 @@ class Validation:
     def _place(self, step: int) -> Path:
         return self._folder / f"best-{step:08d}"
 
-    def _keep(self, step: int, weights: Mapping[str, Tensor]) -> None:
+    def _keep(self, step: int, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Write the weights beside the checkpoints; the best before stays until the next one."""
-        if self.config.keep != "best" or not self._run.engine.is_main:
+        if self.config.keep != "best":
             return
-        plain = {name: one.detach().cpu().clone().contiguous() for name, one in weights.items()}
+        found = weights()
+        if not self._run.engine.is_main:
+            return
+        plain = {name: one.detach().cpu().clone().contiguous() for name, one in found.items()}
         try:
             with atomic_folder(self._place(step)) as unfinished:
                 save_file(plain, unfinished / _WEIGHTS)
@@ -257,7 +267,7 @@ class Validation:
             if place != self._place(self.best_step):
                 shutil.rmtree(place)
 
-    def put_best_back(self, optimizer: MasterAdamW, step: int) -> bool:
+    def put_best_back(self, optimizer: Optimizer, step: int) -> bool:
         """Give the model its best weights, if those of the last step are not; say if it was so.
 
         Raises:
@@ -297,15 +307,13 @@ class Validation:
         self._waited, self._last_step = state["waited"], state["last"]
 
 
-def put_weights(model: nn.Module, optimizer: MasterAdamW, weights: Mapping[str, Tensor]) -> None:
-    """Put weights and statistics into a model and into the copies of its optimiser."""
+def put_weights(model: nn.Module, optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into what learns, and statistics into the model."""
+    optimizer.put(weights)
     with torch.no_grad():
-        for name, holder in [*model.named_parameters(), *model.named_buffers()]:
+        for name, holder in model.named_buffers():
             if stable_name(name) in weights:
                 holder.copy_(weights[stable_name(name)])
-        for one in optimizer.learnables:
-            if one.has_copy:
-                one.master.copy_(weights[one.name])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mmlm.training.batches import Batcher
 from mmlm.training.learning import freeze
 from mmlm.training.objectives import NextToken
 from mmlm.training.optim import MasterAdamW
+from mmlm.training.parallel import Engine
 from mmlm.training.recipe import RunConfig
 from tests.tiny import compose_tiny
 from tests.training.tiny_run import write_rows
@@ -24,6 +25,7 @@ from tests.training.tiny_run import write_rows
 # Only the order of float32 additions differs. The largest relative difference seen over all
 # cuts is 7e-7; without restarting positions or with one row's own normalisation it is above 0.1.
 RTOL = 2e-5
+ALONE = Engine(RunConfig(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -95,17 +97,17 @@ def test_bf16_copies_add_up_gradients_in_float32():
     layer = torch.nn.Linear(4, 4, bias=False).to(torch.bfloat16)
     optimizer = MasterAdamW(
         [("model.connector.weight", layer.weight)],
+        engine=ALONE,
         rates={"model.connector.weight": 1e-5},
         masters={},
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
     for _ in range(1000):
-        layer.weight.grad = torch.full((4, 4), 0.01, dtype=torch.bfloat16)
-        optimizer.collect()
+        optimizer.backward((layer.weight * 0.01).sum())
     # In bfloat16 the sum would stop growing at 256 times the summand.
     expected = 1000 * float(torch.tensor(0.01, dtype=torch.bfloat16))
-    assert float(optimizer.gradients()[0][0, 0]) == pytest.approx(expected, rel=1e-4)
+    assert float(optimizer.learnables[0].master.grad[0, 0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_small_updates_are_kept_beside_bf16_weights():
@@ -113,12 +115,12 @@ def test_small_updates_are_kept_beside_bf16_weights():
     torch.nn.init.ones_(layer.weight)
     name = "model.connector.weight"
     optimizer = MasterAdamW(
-        [(name, layer.weight)], rates={name: 1e-4}, masters={}, betas=(0.9, 0.99), weight_decay=0.0
-    )
+        [(name, layer.weight)], engine=ALONE, rates={name: 1e-4}, masters={}, betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )  # fmt: skip
     for _ in range(100):
-        layer.weight.grad = torch.ones_like(layer.weight)
-        optimizer.collect()
-        optimizer.step(1.0)
+        optimizer.backward(layer.weight.sum())
+        optimizer.step(1.0, None, may_move=True)
     # 100 steps of 1e-4; one such step is below the spacing of bfloat16 near one (0.0039).
     assert layer.weight[0, 0].item() == pytest.approx(0.99, abs=0.004)
 
@@ -129,8 +131,8 @@ def test_our_adamw_is_torchs_in_float32():
     theirs.load_state_dict(ours.state_dict())
     names = {f"model.connector.{n}": p for n, p in ours.named_parameters()}
     optimizer = MasterAdamW(
-        names.items(), rates=dict.fromkeys(names, 1e-2), masters={}, betas=(0.9, 0.95),
-        weight_decay=0.1,
+        names.items(), engine=ALONE, rates=dict.fromkeys(names, 1e-2), masters={},
+        betas=(0.9, 0.95), weight_decay=0.1,
     )  # fmt: skip
     reference = torch.optim.AdamW(
         [
@@ -143,10 +145,10 @@ def test_our_adamw_is_torchs_in_float32():
         x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
         for layer in (ours, theirs):
             layer(x).square().sum().backward()
-        norm = optimizer.clip(0.5)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
-        assert float(norm) == pytest.approx(float(expected), rel=1e-6)
-        optimizer.step(1.0)
+        norm, moved = optimizer.step(1.0, 0.5, may_move=True)
+        assert moved
+        assert norm == pytest.approx(float(expected), rel=1e-6)
         reference.step()
         reference.zero_grad()
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=1e-7)

@@ -1,52 +1,18 @@
 """Two processes learn what one learns."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
-from mmlm.errors import ConfigError
+from mmlm.errors import ConfigError, TrainingError
 from mmlm.training import train
 from mmlm.training.parallel import Engine
 from mmlm.training.recipe import RunConfig
+from tests.training.launching import group, launch
 from tests.training.tiny_run import tiny_recipe, write_rows
-
-ROOT = Path(__file__).parents[2]
-RUN = """
-import json, sys
-from mmlm.training import train
-recipe, out, overrides = json.loads(sys.argv[1])
-train(recipe, out, overrides=overrides, quiet=True)
-"""
-
-
-def launch(recipe, out, *, world=2, overrides=()):
-    """Run a recipe in several processes, as torchrun would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-              "ACCELERATE_USE_CPU": "1"}  # fmt: skip
-    words = json.dumps([recipe, str(out), list(overrides)])
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, words],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]
-    errors = [child.communicate(timeout=300)[1] for child in children]
-    assert [child.returncode for child in children] == [0] * world, "\n".join(errors)
 
 
 def weights(out, stage):
@@ -59,7 +25,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     write_rows(tmp_path, 40, bad=2)
     recipe = tiny_recipe(tmp_path, row_tokens=100)
     train(recipe, tmp_path / "one", quiet=True)
-    launch(recipe, tmp_path / "two")
+    launch(group((recipe, tmp_path / "two", {}, None)))
     logs = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -81,15 +47,28 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     recipe = tiny_recipe(tmp_path, row_tokens=100)
     recipe["stages"] = recipe["stages"][:1]
     train(recipe, tmp_path / "one", quiet=True)
-    launch(recipe, tmp_path / "two")
+    launch(group((recipe, tmp_path / "two", {}, None)))
     (tmp_path / "two" / "result.json").unlink()
     result = train(recipe, tmp_path / "two", quiet=True)
     assert result.stages[0].steps > 0
 
 
-@pytest.mark.parametrize("sharding", ["fsdp2", "zero1", "zero2", "zero3"])
+def test_one_process_alone_is_not_what_several_were_started_for(monkeypatch):
+    Engine(RunConfig(device="cpu"))
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    with pytest.raises(ConfigError, match="2 processes were started"):
+        Engine(RunConfig(sharding="none", device="cpu"))
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "zero3_offload"])
 def test_what_is_not_built_is_refused_by_name(sharding):
-    with pytest.raises(Exception, match="not built"):
+    with pytest.raises(TrainingError, match="not built"):
+        Engine(RunConfig(sharding=sharding, device="cpu"))
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero2"])
+def test_a_model_is_spread_only_under_a_launcher(sharding):
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 1"):
         Engine(RunConfig(sharding=sharding, device="cpu"))
 
 

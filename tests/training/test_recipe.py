@@ -5,8 +5,8 @@ import pytest
 from mmlm.errors import ConfigError
 from mmlm.recipes import list_recipes
 from mmlm.training import read_recipe
+from mmlm.training.folder import changed, resolved_text
 from mmlm.training.schedules import rate
-from mmlm.training.trainer import changed, resolved_text
 
 
 def words(**changes):

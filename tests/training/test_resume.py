@@ -56,10 +56,10 @@ def crash_at(monkeypatch, stage, step):
     """End the run in the middle of one step of one stage."""
     learn = StageRun._learn
 
-    def learn_or_crash(self, batch):
+    def learn_or_crash(self, batch, factor):
         if self.stage.name == stage and self.step == step:
             raise StopHereError
-        return learn(self, batch)
+        return learn(self, batch, factor)
 
     monkeypatch.setattr(StageRun, "_learn", learn_or_crash)
 
@@ -110,11 +110,11 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
     train(recipe, tmp_path / "unbroken", quiet=True)
     learn = StageRun._learn
 
-    def learn_and_interrupt(self, batch):
+    def learn_and_interrupt(self, batch, factor):
         if self.stage.name == "instruct" and self.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
-        return learn(self, batch)
+        return learn(self, batch, factor)
 
     with monkeypatch.context() as patch:
         patch.setattr(StageRun, "_learn", learn_and_interrupt)
