@@ -77,6 +77,40 @@ def head_loss(
     return _LossAlone.apply(hidden, weight, bias, targets, weights, rule)
 
 
+def labelled_loss(
+    loss_of: Callable[..., Tensor],
+    hidden: Float[Tensor, "batch tokens width"],
+    labels: Int[Tensor, "batch tokens"] | None,
+    weights: Float[Tensor, "batch tokens"] | None,
+    num_items: Tensor | float | int | None,
+) -> Tensor:
+    """Send only the positions that predict a label through the head; return the mean loss.
+
+    Args:
+        loss_of: From hidden states, targets and weights to the summed loss.
+        hidden: The last hidden states.
+        labels: What is learnt, not shifted; -100 is not.
+        weights: A factor for each label's loss, beside the labels.
+        num_items: What the sum is divided by; the labels or weights here when left out.
+    """
+    if labels is None:
+        raise ValueError("`loss_only` needs `labels`.")
+    learnt = labels[:, 1:] != -100
+    targets = labels[:, 1:][learnt]
+    factors = None if weights is None else weights[:, 1:][learnt]
+    total = loss_of(hidden[:, :-1][learnt], targets, factors)
+    if num_items is None:
+        num_items = max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
+    return total / num_items
+
+
+def without_first_of_each(labels: Tensor, borders: Tensor) -> Tensor:
+    """The first token of a packed sample would be predicted from the sample before it."""
+    labels = labels.clone()
+    labels[0, borders[:-1].long()] = -100
+    return labels
+
+
 def loss_by_piece(
     hidden: Tensor, labels: Tensor, borders: Tensor | None, loss_of: Callable[..., Tensor]
 ) -> Tensor:

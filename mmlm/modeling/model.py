@@ -11,7 +11,6 @@ the loss without logits, and segment borders keep packed samples apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
 
@@ -20,7 +19,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
@@ -28,9 +26,10 @@ from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.modeling.attention import borders_given
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
-from mmlm.modeling.head import Head
+from mmlm.modeling.head import Head, labelled_loss, without_first_of_each
 from mmlm.modeling.head import loss_by_piece as loss_of_pieces
 from mmlm.modeling.injection import Injection
+from mmlm.modeling.outputs import MMLMModelOutput, MMLMOutput
 from mmlm.modeling.pictures import (
     Marks,
     arrange,
@@ -49,28 +48,6 @@ PARTS = {
     "model.language.": "language",
     "lm_head.": "head",
 }
-
-
-@dataclass
-class MMLMModelOutput(BaseModelOutputWithPast):
-    """Like transformers' base output, and the features that stood in for the images.
-
-    Shapes:
-        image_hidden_states: ``(image_tokens, width)`` or None
-    """
-
-    image_hidden_states: Tensor | None = None
-
-
-@dataclass
-class MMLMOutput(CausalLMOutputWithPast):
-    """Like transformers' causal output, and the features that stood in for the images.
-
-    Shapes:
-        image_hidden_states: ``(image_tokens, width)`` or None
-    """
-
-    image_hidden_states: Tensor | None = None
 
 
 def _mark_as_loaded(*modules: nn.Module | None) -> None:
@@ -446,7 +423,7 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )  # fmt: skip
         hidden = outputs.last_hidden_state
         if labels is not None and cu_seq_lens_q is not None:
-            labels = _forget_first_of_each(labels, cu_seq_lens_q)
+            labels = without_first_of_each(labels, cu_seq_lens_q)
         result = MMLMOutput(
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -458,7 +435,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             result.loss = loss_of_pieces(hidden, labels, cu_seq_lens_q, self.lm_head)
             return result
         if loss_only:
-            result.loss = self._loss_alone(hidden, labels, loss_weights, num_items_in_batch)
+            given = (labels, loss_weights, num_items_in_batch)
+            result.loss = labelled_loss(self.lm_head, hidden, *given)
             return result
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         result.logits = self.lm_head(hidden[:, keep])
@@ -469,26 +447,6 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )  # fmt: skip
         return result
-
-    def _loss_alone(
-        self,
-        hidden: Float[Tensor, "batch tokens width"],
-        labels: Int[Tensor, "batch tokens"] | None,
-        weights: Float[Tensor, "batch tokens"] | None,
-        num_items: Tensor | int | None,
-    ) -> Tensor:
-        """Send only the positions that predict a label through the head."""
-        if labels is None:
-            raise ValueError("`loss_only` needs `labels`.")
-        learnt = labels[:, 1:] != -100
-        targets = labels[:, 1:][learnt]
-        factors = None if weights is None else weights[:, 1:][learnt]
-        total = self.lm_head(hidden[:, :-1][learnt], targets, factors)
-        if num_items is None:
-            num_items = (
-                max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
-            )
-        return total / num_items
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -540,10 +498,3 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image_sizes is not None:
             model_kwargs["image_sizes"] = image_sizes
         return input_ids, model_kwargs
-
-
-def _forget_first_of_each(labels: Tensor, borders: Tensor) -> Tensor:
-    """The first token of a packed sample would be predicted from the sample before it."""
-    labels = labels.clone()
-    labels[0, borders[:-1].long()] = -100
-    return labels

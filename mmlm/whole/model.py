@@ -25,7 +25,7 @@ from transformers.modeling_utils import PreTrainedModel
 from mmlm.errors import ConfigError
 from mmlm.language import head_rule_of
 from mmlm.modeling.attention import borders_given
-from mmlm.modeling.head import head_loss
+from mmlm.modeling.head import head_loss, labelled_loss, without_first_of_each
 from mmlm.modeling.head import loss_by_piece as loss_of_pieces
 from mmlm.whole.processor import WholeProcessor
 
@@ -228,12 +228,13 @@ class WholeModel(nn.Module):
         hidden = outputs.last_hidden_state
         result = CausalLMOutputWithPast(past_key_values=getattr(outputs, "past_key_values", None))
         if labels is not None and cu_seq_lens_q is not None:
-            labels = labels.clone()
-            labels[0, cu_seq_lens_q[:-1].long()] = -100
+            labels = without_first_of_each(labels, cu_seq_lens_q)
         if labels is not None and loss_by_piece:
             result.loss = loss_of_pieces(hidden, labels, cu_seq_lens_q, self._head_loss)
         elif labels is not None:
-            result.loss = self._loss(hidden, labels, loss_weights, num_items_in_batch)
+            result.loss = labelled_loss(
+                self._head_loss, hidden, labels, loss_weights, num_items_in_batch
+            )
         if not loss_only:
             keep: Any = logits_to_keep
             keep = slice(-keep, None) if isinstance(keep, int) else keep
@@ -243,21 +244,3 @@ class WholeModel(nn.Module):
     def _head_loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         head = self.lm_head
         return head_loss(hidden, head.weight, head.bias, targets, weights, self.rule)
-
-    def _loss(
-        self,
-        hidden: Float[Tensor, "batch tokens width"],
-        labels: Int[Tensor, "batch tokens"],
-        weights: Float[Tensor, "batch tokens"] | None,
-        num_items: Tensor | float | None,
-    ) -> Tensor:
-        """Send only the positions that predict a label through the head."""
-        learnt = labels[:, 1:] != -100
-        targets = labels[:, 1:][learnt]
-        factors = None if weights is None else weights[:, 1:][learnt]
-        total = self._head_loss(hidden[:, :-1][learnt], targets, factors)
-        if num_items is None:
-            num_items = (
-                max(targets.numel(), 1) if factors is None else factors.sum().clamp(min=1e-9)
-            )
-        return total / num_items

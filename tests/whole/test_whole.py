@@ -16,9 +16,10 @@ from mmlm.assistant import load
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.evaluation.backend import LocalBackend
 from mmlm.evaluation.conditions import Case
+from mmlm.features import Size
 from mmlm.generation import GenerationSettings
 from mmlm.hub import is_only_whole
-from mmlm.hub.whole import load_whole, stock_inputs
+from mmlm.hub.whole import load_whole, prove_tokens, stock_inputs
 from mmlm.messages import assistant, user
 from mmlm.training import train
 from mmlm.training.attention import choose_attention, prove_isolation
@@ -159,7 +160,11 @@ def test_adapters_are_merged_into_the_class_that_is_saved(folders, tmp_path):
         folders["qwen2_vl"], tmp_path, learn=["adapters.*", "connector.*"],
         adapters={"use": "lora", "rank": 4}, peak_lr=1e-2,
     )  # fmt: skip
+    words["run"]["ask"] = {"every_steps": 2, "num": 1, "max_new_tokens": 2}
+    words["validation"] = {"data": words["stages"][0]["data"], "every_steps": 2, "samples": 4}
     done = train(words, tmp_path / "run", quiet=True)
+    assert len((done.out / "growth.jsonl").read_text().splitlines()) >= 2
+    assert done.stages[0].validation_loss is not None
     _, loading = AutoModelForImageTextToText.from_pretrained(done.model, output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]
@@ -197,6 +202,16 @@ def test_a_class_that_mmlm_reads_as_parts_is_not_taken_whole_by_itself(folders):
     assert is_only_whole(folders["qwen2_vl"])
     assert not is_only_whole(folders["llava"])
     assert isinstance(load(folders["qwen2_vl"], device="cpu").model, WholeModel)
+
+
+def test_a_processor_that_is_not_understood_is_refused(folders):
+    model, processor = load_whole(folders["llava"])
+    picture_text = processor.image_processor.expand(Size(45, 60), 1)
+    assert picture_text == "<image>" * 16
+    plan = processor.image_processor.plan(Size(45, 60))
+    processor.image_processor._texts[Size(45, 60), 1] = "<image>" * 15, plan
+    with pytest.raises(CheckpointError, match="gives other input_ids"):
+        prove_tokens(processor, model)
 
 
 def test_a_missing_tensor_is_an_error(folders, tmp_path):
