@@ -160,6 +160,7 @@ class TestEveryClass:
         assert ask(again, count=2) == ask(assistant, count=2)
         assert match(theirs).target.use == name
 
+    @pytest.mark.slow
     def test_a_folder_that_transformers_writes_again_is_read(self, name, made, tmp_path):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -170,6 +171,7 @@ class TestEveryClass:
         assert ask(load(tmp_path / "theirs", device="cpu")) == ask(assistant)
 
 
+@pytest.mark.slow
 def test_strangers_without_mmlm_get_the_same_answers(made_of, tmp_path):
     made = {name: made_of(name) for name in sorted(EXAMPLES)}
     heard = as_a_stranger([folder / "model" for _, folder, _ in made.values()], tmp_path)

@@ -18,6 +18,7 @@ def ask(assistant):
     return assistant.answer("What is it?", [picture(3)], max_new_tokens=8)
 
 
+@pytest.mark.slow
 def test_a_stranger_opens_what_no_stock_class_holds(tmp_path):
     eye = {"use": "hf", "checkpoint": str(save_vision(tmp_path / "clip")), "layers": [0, 1]}
     forms = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mmlm.errors import ConfigError
+from mmlm.errors import CheckpointError, ConfigError
 from mmlm.language import ChatFormat, languages, load_language, loader
 from mmlm.messages import assistant, user
 from tests.language.families import CHATML
@@ -150,6 +150,20 @@ def test_a_gguf_file_is_converted_once(gguf_file, capfd):
         assert torch.equal(model(ids).logits, again(ids).logits)
     assert not hasattr(model.config, "quantization_config")
     assert ChatFormat(tokenizer).encode([user("a"), assistant("b")], with_labels=True).labels
+
+
+def test_a_full_disk_while_a_gguf_file_is_converted_is_said_and_leaves_nothing(
+    gguf_file, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*MMLM_CACHE"):
+        load_language(str(gguf_file))
+    monkeypatch.undo()
+    model, _ = load_language(str(gguf_file))
+    assert model.get_input_embeddings().weight.isfinite().all()
 
 
 def test_a_gguf_file_keeps_its_weights(gguf_file):
