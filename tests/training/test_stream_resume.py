@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.made import write_tars
-from tests.training.test_parallel import launch
+from tests.training.launching import group, launch
 from tests.training.test_resume import assert_crashes_change_nothing, assert_same_bits
 from tests.training.tiny_run import tiny_recipe, write_rows
 
@@ -59,10 +59,12 @@ def test_a_run_over_a_stream_that_is_killed_again_and_again_ends_in_the_same_bit
 
 
 @pytest.mark.slow
-def test_two_processes_split_a_stream_and_learn_the_same_again(tmp_path):
-    recipe = stream_recipe(tmp_path, mixed=True, row_tokens=100)
-    launch(recipe, tmp_path / "one")
-    launch(recipe, tmp_path / "two")
+def test_two_processes_that_split_a_stream_and_are_killed_end_in_the_same_bits(tmp_path):
+    recipe = stream_recipe(tmp_path, mixed=True, row_tokens=100, checkpoint_every=2)
+    launch(
+        group((recipe, tmp_path / "one", {}, None)),
+        group((recipe, tmp_path / "two", {}, ["align", 3])),
+        group((recipe, tmp_path / "two", {}, None)),
+    )
     assert_same_bits(tmp_path / "one", tmp_path / "two")
-    drops = (tmp_path / "one" / "quarantine.jsonl").read_text()
-    assert "cut_shard" in drops
+    assert "cut_shard" in (tmp_path / "one" / "quarantine.jsonl").read_text()
