@@ -18,3 +18,4 @@ from mmlm.training.recipe import StageConfig as StageConfig
 from mmlm.training.recipe import read_recipe as read_recipe
 from mmlm.training.references import write_references as write_references
 from mmlm.training.word_match import WordMatchConfig as WordMatchConfig
+from mmlm.training.word_units import WordUnitsConfig as WordUnitsConfig

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.config import PartConfig
+from mmlm.data.mixture import Mixture
 from mmlm.data.planning import NOT_LEARNT, Planned, Planner
 from mmlm.registry import Registry
 
@@ -22,6 +23,9 @@ LossWeight = Literal["token", "sample", "sqrt"]
 
 class Objective:
     """Base of the objectives."""
+
+    def prepare(self, model: nn.Module, tokenizer: Any, mixture: Mixture) -> None:
+        """Look at the model and the data before the stage begins, or goes on; most need not."""
 
     def weigh(self, samples: Sequence[Planned]) -> tuple[list[Tensor] | None, float]:
         """Return a factor for each position of each sample, and the sum over what is learnt.

@@ -86,9 +86,9 @@ class WordMatch(Objective):
         if features is None:
             return torch.zeros((), device=joined.device)
         ids, labels = inputs["input_ids"], inputs["labels"]
-        sample = _sample_of_each(ids, inputs.get("cu_seq_lens_q"))
+        sample = sample_of_each(ids, inputs.get("cu_seq_lens_q"))
         place = sample[ids == joined.config.image_token_id]
-        means = _mean_by(features.values.float(), place, int(sample.max()) + 1)
+        means = mean_by(features.values.float(), place, int(sample.max()) + 1)
         target = _pieces(labels, sample, means.shape[0], joined.config.text_config.vocab_size)
         both = (target.sum(1) > 0) & torch.zeros_like(target[:, 0], dtype=torch.bool).index_fill(
             0, place.unique(), value=True
@@ -126,7 +126,7 @@ def _has_words(sample: Planned) -> bool:
     return sample.num_labels > 1
 
 
-def _sample_of_each(ids: Tensor, borders: Tensor | None) -> Int[Tensor, "batch tokens"]:
+def sample_of_each(ids: Tensor, borders: Tensor | None) -> Int[Tensor, "batch tokens"]:
     """Return the number of the sample at each position of a packed row or a padded batch."""
     if borders is None:
         rows = torch.arange(ids.shape[0], device=ids.device)
@@ -135,7 +135,7 @@ def _sample_of_each(ids: Tensor, borders: Tensor | None) -> Int[Tensor, "batch t
     return torch.arange(len(lengths), device=ids.device).repeat_interleave(lengths)[None]
 
 
-def _mean_by(
+def mean_by(
     values: Float[Tensor, "tokens width"], group: Int[Tensor, " tokens"], num_groups: int
 ) -> Float[Tensor, "groups width"]:
     """Return the mean of the values of each group, zero for a group without any."""
