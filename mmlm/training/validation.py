@@ -71,11 +71,11 @@ def plan_rows(
     Raises:
         DataError: if too many samples cannot be used, or none can.
     """
-    planner = (planner or Planner)(
+    plans = (planner or Planner)(
         mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles
     )
     count = min(most, mixture.epoch_rows)
-    planned = [planner.plan(index * mixture.epoch_rows // count) for index in range(count)]
+    planned = [plans.plan(index * mixture.epoch_rows // count) for index in range(count)]
     drops = [one for one in planned if isinstance(one, Drop)]
     quarantine = Quarantine(None, budget=budget)
     quarantine.record(drops, seen=count)
