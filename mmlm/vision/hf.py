@@ -203,7 +203,11 @@ class HFVisionConfig(VisionConfig):
         channels = hf_facts.channels_of(tower.config)
         pixels = self._pixel_facts(tower.config.model_type, channels)
         kept = {"drop": 0, "drop_first": max(0, num_prefix - 1), "keep_as_tokens": num_prefix}
-        larger = Size(side.height + stride, side.width + stride)
+        rows, columns = (max(2, count // 2) for count in grid)
+        others = (  # windows may need a least size, and divide some sizes alone
+            Size(side.height + stride, side.width + stride),
+            Size(rows * stride, columns * stride),
+        )
         return VisionFacts(
             width=width,
             side=(side.height, side.width),
@@ -216,7 +220,7 @@ class HFVisionConfig(VisionConfig):
             mean=pixels.mean,
             std=pixels.std,
             resample=pixels.resample,
-            rule="multiple" if self._takes(tower, larger, side) else "fixed",
+            rule="multiple" if all(self._takes(tower, px, side) for px in others) else "fixed",
             step=stride,
             feature="last_hidden_state" if self.layer == "last" else f"hidden_states[{self.layer}]",
             num_layers=len(self.layers),

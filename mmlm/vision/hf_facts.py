@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,12 @@ from transformers.utils import logging
 from mmlm.errors import ConfigError
 from mmlm.features import Size
 
-UNFIT: dict[str, str] = {}
+UNFIT: dict[str, str] = {
+    "vit_mae": (
+        "hides most patches and shuffles the others, so that its features have no places; use "
+        "timm's weights of the same name, such as vit_base_patch16_224.mae"
+    ),
+}
 """Towers that this encoder cannot run, and why."""
 
 PROCESSOR_OF = {
@@ -55,7 +61,8 @@ class PixelFacts(NamedTuple):
     resample: str
 
 
-def image_model_types() -> list[str]:
+@cache
+def image_model_types() -> tuple[str, ...]:
     """Return the model types of transformers whose configs speak of pixels alone.
 
     By their configs: importing every model would take half a minute. A few of them turn out to
@@ -70,7 +77,7 @@ def image_model_types() -> list[str]:
         joint = any(hasattr(config, name) for name in _OF_JOINT_MODELS)
         if not joint and any(hasattr(config, name) for name in _OF_PIXELS):
             found.append(model_type)
-    return found
+    return tuple(found)
 
 
 def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:

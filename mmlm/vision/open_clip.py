@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,9 +164,8 @@ def _source_of(checkpoint: str, weights: str | None) -> _Source:
         raise MissingExtraError(
             "open_clip", needed_for="vision: {use: open_clip}", extra="encoders"
         )
-    import open_clip
-
-    known = open_clip.get_model_config(checkpoint)
+    library: Any = import_module("open_clip")
+    known = library.get_model_config(checkpoint)
     if known is not None:
         found = None if weights is None else locate(weights, origin="vision.weights")
         return _Source(_settings(known), {}, found)
@@ -176,7 +176,7 @@ def _source_of(checkpoint: str, weights: str | None) -> _Source:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"vision.checkpoint {checkpoint!r} is neither an architecture of open_clip "
-            f"{open_clip.__version__} nor a folder or repository with {_CONFIG}: {error}"
+            f"{library.__version__} nor a folder or repository with {_CONFIG}: {error}"
         ) from None
     if weights is not None:
         return _Source(settings, values.get("preprocess_cfg", {}), locate(weights))
@@ -223,11 +223,11 @@ def _built(settings: dict[str, Any]) -> nn.Module:
         raise MissingExtraError(
             "open_clip", needed_for="vision: {use: open_clip}", extra="encoders"
         )
-    from open_clip import model
-
+    model: Any = import_module("open_clip.model")
     # The public builder makes the text tower as well, which may have to be fetched.
-    build: Any = getattr(model, "_build_vision_tower")  # noqa: B009
-    return build(settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"]).eval()
+    return model._build_vision_tower(
+        settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"]
+    ).eval()
 
 
 def _read_into(tower: nn.Module, source: _Source, side: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmlm.errors import ConfigError
 from mmlm.features import Size
@@ -20,8 +21,11 @@ from mmlm.vision.probe import run_shapes
 SMALL = ("test_", "atto", "femto", "pico", "nano", "xxs", "xxtiny", "tiny", "mini", "xs", "small")
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
-UNFIT: dict[str, str] = {}
-"""Families that give no map of the picture, and why."""
+UNFIT: dict[str, str] = {
+    "hf:vit_mae": "hides most patches and shuffles the others (refused with that reason)",
+    "hf:efficientnet": "untrained, its many normed layers let nothing of the picture through",
+}
+"""Families that cannot be checked here, and why."""
 
 WORDS: dict[str, dict[str, Any]] = {}
 """What a family needs beside its name: timm's name of the member, or keys of the config."""
@@ -50,8 +54,6 @@ def _smallness(name: str) -> int:
 
 def hf_families() -> dict[str, dict[str, Any]]:
     """Return a small config of each model type of transformers that speaks of pixels."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     from mmlm.vision.hf_facts import image_model_types
 
     return {
@@ -80,7 +82,9 @@ def words_of(library: str, family: str, member: Any) -> dict[str, Any]:
     more = WORDS.get(f"{library}:{family}", {})
     if library == "timm":
         return {"use": "timm", "checkpoint": member, "pretrained": False} | more
-    return {"use": "hf", "config": member | more, "layer": "last", **HALF}
+    words = {"use": "hf", "config": member | more, "layer": "last", **HALF}
+    names_a_side = getattr(CONFIG_MAPPING[family](), "image_size", None) is not None
+    return words if names_a_side else words | {"side_px": 224}
 
 
 def check(words: dict[str, Any]) -> str:
