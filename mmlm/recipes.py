@@ -39,6 +39,13 @@ def recipe_folder(kind: Kind) -> Path:
     return _PACKAGE / "_recipes" / kind
 
 
+def deepspeed_folder() -> Path:
+    """Return the folder that holds the settings of DeepSpeed, one JSON file a sharding."""
+    if _is_checkout():
+        return _PACKAGE.parent / "train" / "deepspeed"
+    return _PACKAGE / "_recipes" / "deepspeed"
+
+
 def list_recipes(kind: Kind) -> dict[str, Path]:
     """Return every recipe of a kind: its name and its file, in order of the names."""
     return {path.stem: path for path in sorted(recipe_folder(kind).glob("*.yaml"))}

@@ -29,7 +29,13 @@ def test_the_wheel_installs_one_name_and_carries_every_recipe(wheel):
     assert "mmlm/py.typed" in files
 
     shipped = {Path(name).name for name in files if name.startswith("mmlm/_recipes/")}
-    outer = ["train/recipes", "eval/benchmarks", "data_recipes/mixtures", "data_recipes/sources"]
+    outer = [
+        "train/recipes",
+        "train/deepspeed",
+        "eval/benchmarks",
+        "data_recipes/mixtures",
+        "data_recipes/sources",
+    ]
     assert shipped == {path.name for folder in outer for path in (ROOT / folder).iterdir()}
     assert "quickstart.yaml" in shipped
 

@@ -30,7 +30,7 @@ def bytes_on_each(plan: MemoryPlan, sharding: Sharding, world: int, *, layer: in
 
     >>> plan = MemoryPlan(weights=16, copies=32, gradients=32, moments=64, activations=5)
     >>> [bytes_on_each(plan, s, 8, layer=1) for s in ("ddp", "zero1", "zero2", "fsdp2")]
-    [149, 65, 33, 25]
+    [149, 65, 37, 25]
     """
     kept = plan.copies + plan.moments
     if sharding in ("none", "ddp", "auto"):

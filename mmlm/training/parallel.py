@@ -3,7 +3,7 @@
     none            one process
     ddp             every rank holds the whole model
     fsdp2           weights, gradients and moments are spread over the ranks, by torch
-    zero1, zero2    moments, then gradients too are spread, by DeepSpeed
+    zero1           the moments are spread, by DeepSpeed
 
 Under ddp gradients are added up once in a step, in float32, after all rows of a rank, instead of
 bucket by bucket under each backward pass. So ranks may have different numbers of rows, a part
@@ -45,11 +45,13 @@ class Engine:
             raise ConfigError(
                 f"run.sharding is none, but {self.world} processes were started. Use ddp or auto."
             )
-        if run.sharding.startswith("zero"):
+        if run.sharding in ("zero2", "zero3", "zero3_offload"):
             raise TrainingError(
-                f"run.sharding {run.sharding} is not built yet. Use fsdp2, which spreads the same, "
-                f"or ddp."
+                f"run.sharding {run.sharding} is not built yet. Use fsdp2, which spreads weights, "
+                f"gradients and moments, or zero1."
             )
+        if run.offload:
+            raise TrainingError("run.offload is not built yet. Set it to false, or use fsdp2.")
         spreads = run.sharding not in ("auto", "none", "ddp")
         if spreads and not torch.distributed.is_initialized():
             raise ConfigError(

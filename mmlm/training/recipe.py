@@ -204,7 +204,7 @@ class RunConfig(Config):
     that the memory plan fits."""
 
     offload: bool = False
-    """Keep the optimiser's state (zero1, zero2) in the memory of the machine."""
+    """Keep the optimiser's state in the memory of the machine; not built yet."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""

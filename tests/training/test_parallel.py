@@ -60,13 +60,13 @@ def test_one_process_alone_is_not_what_several_were_started_for(monkeypatch):
         Engine(RunConfig(sharding="none", device="cpu"))
 
 
-@pytest.mark.parametrize("sharding", ["zero3", "zero3_offload"])
+@pytest.mark.parametrize("sharding", ["zero2", "zero3", "zero3_offload"])
 def test_what_is_not_built_is_refused_by_name(sharding):
     with pytest.raises(TrainingError, match="not built"):
         Engine(RunConfig(sharding=sharding, device="cpu"))
 
 
-@pytest.mark.parametrize("sharding", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("sharding", ["fsdp2", "zero1"])
 def test_a_model_is_spread_only_under_a_launcher(sharding):
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 1"):
         Engine(RunConfig(sharding=sharding, device="cpu"))
