@@ -8,7 +8,7 @@ OLDEST := .venv-oldest
 
 # The tests are small: one thread each, on two processes, beats two threads in one process.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-FAST     := not gpu and not hub and not slow
+FAST     := not gpu and not hub and not slow and not browser
 JOBS     ?= 2
 
 .DEFAULT_GOAL := help

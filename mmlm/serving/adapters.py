@@ -125,7 +125,7 @@ class Voices:
             ) from fault
         finally:
             transformers_words.set_verbosity(level)
-        placed = sum("lora_" in key and f".{label}" in key for key in self.model.state_dict())
+        placed = sum("lora_" in key and f".{label}." in key for key in self.model.state_dict())
         stored = sum(len(read_file(path)) for path in folder.glob("adapter_model*.safetensors"))
         if placed != stored:
             raise CheckpointError(

@@ -81,7 +81,6 @@ HEAD = """
   const kept = localStorage.getItem("mmlm-dark");
   const dark = kept === null ? matchMedia("(prefers-color-scheme: dark)").matches : kept === "1";
   const apply = () => document.body && document.body.classList.toggle("dark", dark);
-  document.addEventListener("DOMContentLoaded", apply);
   // The page is drawn after it was loaded; on a phone the focus would open the keyboard over it.
   const wantsFocus = matchMedia("(pointer: fine)").matches;
   const begin = performance.now();
@@ -92,7 +91,27 @@ HEAD = """
     if (box && wantsFocus && document.activeElement === document.body) box.focus();
     setTimeout(apply, 300);
   };
-  addEventListener("load", settle);
+  // What Gradio leaves without a name or gives a wrong role, for those who hear the page.
+  const mend = () => {
+    for (const list of document.querySelectorAll(".examples[role=list]"))
+      list.setAttribute("role", "group");
+    for (const button of document.querySelectorAll("button:not([aria-label]):has(.image-frame)"))
+      button.setAttribute("aria-label", "Show the picture larger");
+  };
+  let due = false;
+  const soon = () => {
+    if (due) return;
+    due = true;
+    setTimeout(() => { due = false; mend(); }, 100);
+  };
+  const start = () => {
+    settle();
+    mend();
+    new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  };
+  // Gradio may add this head after the page was loaded; then nobody would hear of the load.
+  if (document.readyState === "complete") start();
+  else addEventListener("load", start);
 })();
 </script>
 """
