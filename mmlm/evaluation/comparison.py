@@ -27,6 +27,7 @@ from mmlm.reports.files import read_lines
 
 _CHANGED_SHOWN = 12
 _SQRT2 = 2**0.5
+_SURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or that the two cannot be told apart."""
-        if self.low <= 0 <= self.high:
+        """``better``, ``worse``, or that the two cannot be told apart.
+
+        Interval and test must agree: on a few pictures the one is bolder than the other.
+        """
+        if self.low <= 0 <= self.high or self.p_value >= _SURE:
             return "cannot be told apart"
         return "better" if self.gain > 0 else "worse"
 

@@ -10,6 +10,7 @@ import pytest
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate, load_benchmark
 from mmlm.evaluation.comparison import (
+    Change,
     best_checkpoint,
     compare_evaluations,
     predictions_from,
@@ -52,6 +53,17 @@ def test_two_equal_checkpoints_cannot_be_told_apart(pair):
     assert {change.verdict for change in found.changes} == {"cannot be told apart"}
     assert {change.p_value for change in found.changes} == {1.0}
     assert found.changed == ()
+
+
+def test_a_verdict_needs_interval_and_test():
+    words = dict.fromkeys(("set", "question", "metric"), "x")
+    numbers = dict.fromkeys(("n", "num_won", "num_lost"), 5) | dict.fromkeys(
+        ("before", "after", "difference", "gain", "visible"), 0.4
+    )
+    sure = Change(**words, **numbers, low=0.1, high=0.7, p_value=0.01)
+    assert sure.verdict == "better"
+    assert replace(sure, p_value=0.065).verdict == "cannot be told apart"
+    assert replace(sure, low=-0.1).verdict == "cannot be told apart"
 
 
 def test_what_changed_is_shown_in_the_report(pair):
