@@ -62,7 +62,7 @@ def choose_sharding(
     order: list[Sharding] = [whole, "fsdp2"] if world > 1 else [whole]
     sizes = {kind: bytes_on_each(plan, kind, world, layer=layer) for kind in order}
     fits = [kind for kind in order if sizes[kind] <= _SHARE_OF_MEMORY * memory]
-    chosen = fits[0] if fits else order[-1]
+    chosen: Sharding = fits[0] if fits else order[-1]
     listed = ", ".join(f"{kind} {size / 2**30:.1f}" for kind, size in sizes.items())
     reason = f"estimated GiB on each of {world}: {listed}, of {memory / 2**30:.1f}"
     return chosen, reason if fits else f"{reason}; nothing fits, and this needs least"

@@ -43,7 +43,12 @@ class Optimizer(Protocol):
     """What a stage needs of an optimiser. Every method is called on every rank."""
 
     def loss_of(
-        self, objective: Any, model: nn.Module, inputs: dict[str, Any], num_items: float, *,
+        self,
+        objective: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items: float,
+        *,
         is_last: bool,
     ) -> Tensor:
         """Return the loss of one row; `is_last` of the step."""
@@ -183,7 +188,12 @@ class MasterAdamW:
         )  # fmt: skip
 
     def loss_of(
-        self, objective: Any, model: nn.Module, inputs: dict[str, Any], num_items: float, *,
+        self,
+        objective: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items: float,
+        *,
         is_last: bool,
     ) -> Tensor:
         """Return the loss of one row."""

@@ -138,8 +138,11 @@ class StepLearner:
             with run.precision.context(device):
                 inputs = self._batcher.inputs(prepared, factors)
                 loss = self._optimizer.loss_of(
-                    self._objective, run.assistant.model, inputs, num_items,
-                    is_last=index == len(rows) - 1
+                    self._objective,
+                    run.assistant.model,
+                    inputs,
+                    num_items,
+                    is_last=index == len(rows) - 1,
                 )
             self._optimizer.backward(loss)
             total += loss.detach().float()

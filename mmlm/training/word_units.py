@@ -181,7 +181,7 @@ def _layers_of(model: nn.Module) -> tuple[MMLMForConditionalGeneration, nn.Linea
     first, _, second = layers
     assert isinstance(first, nn.Linear)
     assert isinstance(second, nn.Linear)
-    if second.bias is None:
+    if not isinstance(second.bias, Tensor):
         raise ConfigError("objective word_units needs a connector with bias: true.")
     return model, first, second
 

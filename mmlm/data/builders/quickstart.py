@@ -4,7 +4,7 @@
                                       you are here: who sees what, and who is kept for measuring
 
     pictures/STYLE/THING.png     drawings on white; pictures/photo/NUMBER.png
-    words.jsonl                  training: one picture, the words that go with it
+    words.jsonl                  training: one picture, its name as inside a sentence
     align.jsonl                  training: one picture, its name
     instruct.jsonl               training: one picture, several turns
     unseen_style.jsonl           measuring: known things by artists that training never saw
@@ -53,10 +53,9 @@ from mmlm.data.builders.quickstart_things import (
 )
 from mmlm.errors import DataError
 
-ABOUT = "About 700 everyday things in six drawing styles, 10 kinds of photo, and questions."
-VERSION = 2
-_TAGS_AS_WORDS = 2
-_MOST_OTHER_TURNS = 2
+ABOUT = "About 680 everyday things in six drawing styles, 10 kinds of photo, and questions."
+VERSION = 3
+_MOST_OTHER_TURNS = 1
 
 Row = dict[str, Any]
 Fetch = Callable[[Sequence[NpmPackage]], dict[str, Path]]
@@ -74,6 +73,8 @@ class Settings:
         num_asked_photos: How many of these are also asked about in conversations.
         num_test_photos: Photographs to measure with.
         fewest_styles: A thing is used if so many of the training styles draw it.
+        most_words: A thing is used if its name has no more words. The connector of the recipe
+            has 576 hidden units, one for each name.
     """
 
     seed: int = 0
@@ -83,6 +84,7 @@ class Settings:
     num_asked_photos: int = 800
     num_test_photos: int = 500
     fewest_styles: int = 3
+    most_words: int = 2
 
 
 def key() -> str:
@@ -181,7 +183,9 @@ def _drawable(
     kept = {
         thing: drawers
         for thing, drawers in artists.items()
-        if styles[-1] in drawers and len(drawers) - 1 >= settings.fewest_styles
+        if styles[-1] in drawers
+        and len(drawers) - 1 >= settings.fewest_styles
+        and len(thing.name.split()) <= settings.most_words
     }
     if not kept:
         raise DataError("No thing is drawn by enough artists. Look at the icon sets' versions.")
@@ -270,7 +274,7 @@ def ask(
         for asked in by_style(kind, train, "train"):
             turns[asked["id"]].append(asked)
     return {
-        "words": [_words(row, common) for row in train] + [_words(row, common) for row in photos],
+        "words": [_words(row) for row in [*train, *photos]],
         "align": [_named(row, "name") for row in train] + [_photo(row) for row in photos],
         "instruct": [
             _conversation(row, turns[row["id"]], lot(f"turns {row['id']}")) for row in train
@@ -295,17 +299,13 @@ def ask(
     }
 
 
-def _words(row: Row, common: frozenset[str]) -> Row:
-    """Return the words that go with a picture: its name, group, colour and some keywords.
+def _words(row: Row) -> Row:
+    """Return the name of a picture alone.
 
-    The blank before the first word makes its pieces those that it has inside a sentence.
+    The blank before it makes its pieces those that it has inside a sentence.
     """
-    words = [row["thing"], row["thing"]]  # the name counts most
-    if row["group"] != "photo":
-        words += [row["group"], *([row["colour"]] if row["colour"] else [])]
-        words += sorted(tag for tag in row["tags"] if tag in common)[:_TAGS_AS_WORDS]
     kept = {key: row[key] for key in ("id", "image", "group", "style", "thing", "split")}
-    return kept | {"kind": "words", "question": "What is this?", "answer": f" {' '.join(words)}"}
+    return kept | {"kind": "words", "question": "What is this?", "answer": f" {row['thing']}"}
 
 
 def _common_tags(rows: Sequence[Row]) -> frozenset[str]:
