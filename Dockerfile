@@ -16,7 +16,7 @@ COPY train train
 COPY eval eval
 COPY data_recipes data_recipes
 RUN python -m venv /opt/mmlm \
- && /opt/mmlm/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
+ && env ${TORCH_INDEX:+PIP_INDEX_URL="$TORCH_INDEX"} /opt/mmlm/bin/pip install --no-cache-dir torch torchvision \
  && /opt/mmlm/bin/pip install --no-cache-dir '.[app,encoders,train]'
 
 FROM python:3.12-slim

@@ -19,6 +19,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 ROOT = Path(__file__).parents[1]
 
+collect_ignore = ["plugin"]
+"""A package from outside: only the test of plug-ins may import it."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""

@@ -172,11 +172,10 @@ def _recipe_of_data(name: str) -> Path:
 
 def _processor(like: str) -> Any:
     """Return the processor of a saved model, or of the model that a recipe names."""
-    if Path(like).is_dir():
-        import mmlm
+    from mmlm.assistant import compose, load
 
-        return mmlm.load(like).processor
-    from mmlm.assistant import compose
+    if Path(like).is_dir():
+        return load(like).processor
     from mmlm.data.own_files import model_words
 
     return compose(**model_words(like)).processor

@@ -61,7 +61,7 @@ def choose_sharding(
     whole: Sharding = "ddp" if world > 1 else "none"
     order: list[Sharding] = [whole, "fsdp2"] if world > 1 else [whole]
     sizes = {kind: bytes_on_each(plan, kind, world, layer=layer) for kind in order}
-    fits = [kind for kind in order if sizes[kind] <= _SHARE_OF_MEMORY * memory]
+    fits: list[Sharding] = [kind for kind in order if sizes[kind] <= _SHARE_OF_MEMORY * memory]
     chosen: Sharding = fits[0] if fits else order[-1]
     listed = ", ".join(f"{kind} {size / 2**30:.1f}" for kind, size in sizes.items())
     reason = f"estimated GiB on each of {world}: {listed}, of {memory / 2**30:.1f}"

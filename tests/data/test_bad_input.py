@@ -303,6 +303,6 @@ def test_a_picture_is_what_its_bytes_are_and_not_its_name(tmp_path, processor):
 
 
 def test_every_cause_is_named_by_a_test():
-    here = Path(__file__).parent
-    text = "".join(path.read_text(encoding="utf-8") for path in here.glob("test_*.py"))
+    tests = Path(__file__).parents[1]
+    text = "".join(path.read_text(encoding="utf-8") for path in tests.rglob("test_*.py"))
     assert [cause for cause in CAUSES if not re.search(rf"\b{cause}\b", text)] == []

@@ -207,7 +207,7 @@ def test_an_interrupted_conversion_leaves_nothing_behind(gguf_file, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(loader, "_plain", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(CheckpointError, match="No space"):
             load_language(str(gguf_file))
     model, _ = load_language(str(gguf_file))
     assert model.config.hidden_size == 32

@@ -18,7 +18,7 @@ from mmlm.language import adapters as kinds
 from mmlm.training import train
 from mmlm.training.stage import StageRun
 from tests import tiny
-from tests.training.test_parallel import launch
+from tests.training.launching import group, launch
 from tests.training.test_resume import assert_crashes_change_nothing, assert_same_bits
 from tests.training.tiny_run import tiny_recipe
 
@@ -133,7 +133,7 @@ def test_two_processes_learn_the_adapters_that_one_learns(tmp_path):
     recipe["stages"] = recipe["stages"][1:]
     del recipe["stages"][0]["adapters"]["dropout"]  # which each process draws for itself
     train(recipe, tmp_path / "one", quiet=True)
-    launch(recipe, tmp_path / "two")
+    launch(group((recipe, tmp_path / "two", {}, None)))
     one, two = weights(tmp_path / "one", "lora"), weights(tmp_path / "two", "lora")
     assert one.keys() == two.keys()
     assert any("lora_" in name for name in one)
