@@ -21,7 +21,7 @@ from mmlm.errors import EvaluationError
 from mmlm.evaluation.benchmark import Benchmark
 from mmlm.evaluation.conditions import cases
 from mmlm.evaluation.outcome import Evaluation, write_text
-from mmlm.evaluation.results import Prediction, Score, compare, predict_all
+from mmlm.evaluation.results import Prediction, compare, predict_all
 from mmlm.evaluation.statistics import Interval, visible_by_interval
 from mmlm.reports.files import read_lines
 
@@ -206,32 +206,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         values["comparison"] = comparison.to_dict()
         write_text(details, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     return path
-
-
-def best_checkpoint(scores: Mapping[str, Sequence[Score]], set_name: str, question: str) -> str:
-    """Return the name of the checkpoint with the best score; of equals, the first.
-
-    Args:
-        scores: The scores of each checkpoint, by its name.
-        set_name: The benchmark that decides.
-        question: The kind of question.
-
-    Raises:
-        EvaluationError: if a checkpoint was not measured on it.
-    """
-    found: dict[str, Score] = {}
-    for name, own in scores.items():
-        fitting = [
-            score for score in own
-            if (score.set, score.question, score.condition) == (set_name, question, "image")
-        ]  # fmt: skip
-        if not fitting:
-            raise EvaluationError(f"{name} was not measured on {set_name}/{question}.")
-        found[name] = fitting[0]
-    if not found:
-        raise EvaluationError("There is no checkpoint to choose from.")
-    sign = -1 if next(iter(found.values())).lower_is_better else 1
-    return max(found, key=lambda name: sign * found[name].score)
 
 
 def _of(evaluation: Evaluation, name: str, kind: str) -> dict[str, Prediction]:

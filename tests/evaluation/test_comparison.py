@@ -11,7 +11,6 @@ from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate, load_benchmark
 from mmlm.evaluation.comparison import (
     Change,
-    best_checkpoint,
     compare_evaluations,
     predictions_from,
     write_comparison,
@@ -91,16 +90,3 @@ def test_evaluations_that_share_no_item_are_refused(pair):
     benchmark, before, after = pair
     with pytest.raises(EvaluationError, match="share no item"):
         compare_evaluations([benchmark], replace(before, predictions=()), after)
-
-
-def test_the_best_checkpoint_is_the_lowest_where_fewer_is_better(pair):
-    _, before, after = pair
-    scores = {"a": before.scores, "b": after.scores}
-    assert best_checkpoint(scores, "colours", "name") == "b"
-    down = {
-        name: [replace(score, lower_is_better=True) for score in own]
-        for name, own in scores.items()
-    }
-    assert best_checkpoint(down, "colours", "name") == "a"
-    with pytest.raises(EvaluationError, match="was not measured"):
-        best_checkpoint(scores, "colours", "nothing")
