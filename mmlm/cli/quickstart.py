@@ -212,7 +212,7 @@ COMMANDS = {
         arguments=_arguments,
         run=_run,
         examples=[
-            ("mmlm quickstart", "a quarter of an hour on two cores"),
+            ("mmlm quickstart", "the whole way, on two cores"),
             ("mmlm quickstart --seed 1 --out runs/second --no-chat", "once more, otherwise begun"),
             (
                 "mmlm quickstart --encoder google/siglip2-base-patch16-256 --out runs/siglip",
