@@ -117,8 +117,8 @@ def _run(options: Options) -> None:
 
 def _load(options: Options) -> list[Benchmark]:
     """Read every benchmark that was named; with `--data`, from its copy there."""
-    from mmlm.evaluation.benchmark import load_benchmark, suite
-    from mmlm.evaluation.plan import load_all
+    from mmlm.evaluation.benchmarks.benchmark import load_benchmark, suite
+    from mmlm.evaluation.benchmarks.plan import load_all
 
     names = [*options.benchmarks, *(suite(options.suite) if options.suite else ())]
     if not names:
@@ -144,12 +144,12 @@ def _by_likelihood(benchmark: Benchmark) -> Benchmark:
 def _model(options: Options) -> Any:
     """Return what answers: the folder itself, or a backend of its own."""
     if options.endpoint:
-        from mmlm.evaluation.endpoint import EndpointBackend
+        from mmlm.evaluation.asking.endpoint import EndpointBackend
 
         key = os.environ.get("OPENAI_API_KEY", "")
         return EndpointBackend(options.endpoint, options.model, key=key)
     if options.vllm:
-        from mmlm.evaluation.vllm_backend import VLLMBackend
+        from mmlm.evaluation.asking.vllm_backend import VLLMBackend
 
         return VLLMBackend(options.model)
     return options.model
@@ -177,7 +177,11 @@ def _compare(options: Options, loaded: list[Benchmark], after: Evaluation) -> An
     if not options.baseline:
         return None
     from mmlm.evaluation import evaluate
-    from mmlm.evaluation.comparison import compare_evaluations, read_evaluation, write_comparison
+    from mmlm.evaluation.reports.comparison import (
+        compare_evaluations,
+        read_evaluation,
+        write_comparison,
+    )
 
     other = Path(options.baseline)
     if (other / "predictions.jsonl").is_file():
@@ -212,7 +216,7 @@ def _read_again(options: Options, loaded: list[Benchmark]) -> None:
 def _show_dialects(benchmark: Benchmark, predictions: Path) -> None:
     import json
 
-    from mmlm.evaluation.dialects import in_all_dialects, read_answers_of
+    from mmlm.evaluation.reports.dialects import in_all_dialects, read_answers_of
 
     found = in_all_dialects(benchmark, read_answers_of(predictions, benchmark.name))
     path = predictions.with_name(f"dialects-{benchmark.name}.json")
@@ -227,7 +231,7 @@ def _show_dialects(benchmark: Benchmark, predictions: Path) -> None:
 def _show_contamination(recipe: str, loaded: list[Benchmark], out: Path) -> None:
     import json
 
-    from mmlm.evaluation.contamination import contamination, contamination_table
+    from mmlm.evaluation.reports.contamination import contamination, contamination_table
 
     found = contamination(loaded, _training_samples(recipe))
     path = out / "contamination.json"
@@ -262,7 +266,7 @@ def _show_probe(model: str, loaded: list[Benchmark], out: Path) -> None:
     import json
 
     from mmlm.assistant import load
-    from mmlm.evaluation.probes import probe_all, probe_tables
+    from mmlm.evaluation.probes.frozen import probe_all, probe_tables
 
     found = probe_all(load(model), loaded)
     path = out / "probe.json"
@@ -280,7 +284,7 @@ def _console() -> Any:
 
 def show(result: Evaluation) -> None:
     """Print the table of scores, write the report, and say where it is."""
-    from mmlm.evaluation.report import report
+    from mmlm.evaluation.reports.report import report
     from mmlm.reports import scores_table
 
     _console().print(scores_table([score.to_dict() for score in result.scores]))

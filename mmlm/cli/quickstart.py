@@ -96,7 +96,7 @@ def measure(
 ) -> Evaluation:
     """Ask the held-out questions with the image, blind and with another image."""
     from mmlm.evaluation import evaluate
-    from mmlm.evaluation.probe import NearestNeighbour, remember
+    from mmlm.evaluation.probes.nearest import NearestNeighbour, remember
 
     benchmarks = [name for name in list_recipes("eval") if name.startswith(f"{RECIPE}_")]
     neighbour = NearestNeighbour(remember(built.rows("align")), seed=seed)

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmlm.evaluation.benchmark import Benchmark
-from mmlm.evaluation.conditions import Case
+from mmlm.evaluation.benchmarks.benchmark import Benchmark
+from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.evaluation.scorers import Mark, Row, ScorerConfig, Target
 from mmlm.evaluation.scorers.choice import truth_number
 from mmlm.evaluation.statistics import (

@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.errors import EvaluationError
-from mmlm.evaluation.asking import ask, mark_all
-from mmlm.evaluation.backend import Backend, backend_for
-from mmlm.evaluation.benchmark import Benchmark
-from mmlm.evaluation.conditions import Case, Condition
+from mmlm.evaluation.asking.ask import ask, mark_all
+from mmlm.evaluation.asking.backend import Backend, backend_for
+from mmlm.evaluation.asking.processes import Processes
+from mmlm.evaluation.benchmarks.benchmark import Benchmark
+from mmlm.evaluation.benchmarks.conditions import Case, Condition
+from mmlm.evaluation.benchmarks.plan import Draw, Pass, check_conditions, load_all, make_plan
+from mmlm.evaluation.benchmarks.schema import BenchmarkConfig
 from mmlm.evaluation.outcome import Evaluation as Evaluation
 from mmlm.evaluation.outcome import write
-from mmlm.evaluation.plan import Draw, Pass, check_conditions, load_all, make_plan
-from mmlm.evaluation.processes import Processes
-from mmlm.evaluation.report import facts_of, report
+from mmlm.evaluation.reports.report import facts_of, report
 from mmlm.evaluation.results import Prediction, Score, details, summarise
-from mmlm.evaluation.schema import BenchmarkConfig
 
 DEFAULT_CONDITIONS: tuple[Condition, ...] = ("image", "blind", "shuffled")
 

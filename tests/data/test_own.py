@@ -14,7 +14,7 @@ from mmlm.data.base import sources
 from mmlm.data.own import Words, survey_own
 from mmlm.data.own_files import model_words, write_own
 from mmlm.errors import DataError
-from mmlm.evaluation.benchmark import load_benchmark
+from mmlm.evaluation.benchmarks.benchmark import load_benchmark
 from mmlm.training.recipe import read_recipe
 from tests.data.test_alike import scene
 from tests.tiny import picture

@@ -9,10 +9,10 @@ import torch
 
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate, load_benchmark
-from mmlm.evaluation.answers import fingerprint
-from mmlm.evaluation.backend import LocalBackend
-from mmlm.evaluation.conditions import cases
-from mmlm.evaluation.probe import NearestNeighbour, remember
+from mmlm.evaluation.asking.answers import fingerprint
+from mmlm.evaluation.asking.backend import LocalBackend
+from mmlm.evaluation.benchmarks.conditions import cases
+from mmlm.evaluation.probes.nearest import NearestNeighbour, remember
 from mmlm.generation import GenerationSettings
 from tests.tiny import compose_tiny
 

@@ -208,7 +208,7 @@ def test_a_model_without_a_name_is_refused(colours, tmp_path):
 
 
 def test_two_processes_may_not_write_one_log(colours, tmp_path):
-    from mmlm.evaluation.answers import AnswerLog
+    from mmlm.evaluation.asking.answers import AnswerLog
 
     with (
         AnswerLog(tmp_path / "out" / "answers.jsonl"),

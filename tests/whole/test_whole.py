@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmlm.assistant import load
 from mmlm.errors import CheckpointError, ConfigError
-from mmlm.evaluation.backend import LocalBackend
-from mmlm.evaluation.conditions import Case
+from mmlm.evaluation.asking.backend import LocalBackend
+from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.features import Size
 from mmlm.generation import GenerationSettings
 from mmlm.hub import is_only_whole

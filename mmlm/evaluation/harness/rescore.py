@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmlm.errors import EvaluationError, MissingExtraError
-from mmlm.evaluation.benchmark import Benchmark, load_benchmark
-from mmlm.evaluation.comparison import predictions_from
-from mmlm.evaluation.dialects import read_answers_of
+from mmlm.evaluation.benchmarks.benchmark import Benchmark, load_benchmark
+from mmlm.evaluation.reports.comparison import predictions_from
+from mmlm.evaluation.reports.dialects import read_answers_of
 
 
 class Theirs(NamedTuple):

@@ -73,7 +73,7 @@ class JudgeConfig(ScorerConfig):
         Raises:
             EvaluationError: if it cannot be asked.
         """
-        from mmlm.evaluation.chat_client import ChatClient
+        from mmlm.evaluation.asking.chat_client import ChatClient
 
         client = ChatClient(self.endpoint, key=os.environ.get(self.key_variable, ""))
 

@@ -1,0 +1,1 @@
+"""What the parts know without the whole: the frozen encoder, its neighbours, the LLM's layers."""

@@ -1,0 +1,230 @@
+"""Scorers that look at many answers together: pairs, figures, descriptions; and open answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmlm.errors import ConfigError
+from mmlm.evaluation import evaluate
+from mmlm.evaluation.scorers import Row, Target, read_scorer
+from mmlm.evaluation.scorers.chair import synonyms_of, things_in
+from mmlm.evaluation.scorers.mmmu_open import mmmu_open_right, read_mmmu_open
+from tests.evaluation.conftest import Parrot, write_rows
+
+
+def rows_of(scorer, answers, targets, images=None):
+    """Mark answers together, as the runner does."""
+    rows = [
+        Row(str(n), (images or {}).get(n, str(n)), "", scorer.mark(answer, target), target)
+        for n, (answer, target) in enumerate(zip(answers, targets, strict=True))
+    ]
+    marks = scorer.settle(answers, rows)
+    return [row._replace(mark=mark) for row, mark in zip(rows, marks, strict=True)]
+
+
+def scorer_of(name, **settings):
+    return read_scorer({"use": name, **settings}, origin="test")
+
+
+class TestHallusion:
+    # Two figures with two questions each, and two questions of which one has no figure.
+    PLACES = (("VD", "1", "0"), ("VD", "1", "1"), ("VD", "2", "0"), ("VD", "2", "1"),
+              ("VS", "1", "0"), ("VS", "0", "1"))  # fmt: skip
+
+    def rows(self, dialect, right):
+        targets = [
+            Target(("1",), facts={"category": category, "subcategory": "s", "set_id": "0",
+                                  "figure_id": figure, "question_id": question})
+            for category, figure, question in self.PLACES
+        ]  # fmt: skip
+        scorer = scorer_of("hallusion", dialect=dialect)
+        answers = ["Yes" if hit else "No" for hit in right]
+        return scorer, rows_of(scorer, answers, targets)
+
+    def test_a_figure_and_a_question_need_everything_right(self):
+        scorer, rows = self.rows("mmlm", [True, True, False, False, True, True])
+        assert sum(row.mark.score for row in rows) / 6 == pytest.approx(0.6667, abs=1e-4)
+        # Figures: VD 1 right, VD 2 wrong, VS 1 right. Questions: both of VD wrong on figure 2.
+        assert scorer.also(rows) == {"fAcc": pytest.approx(2 / 3), "qAcc": pytest.approx(0.5)}
+
+    def test_questions_without_a_figure_count_in_facc_only_for_vlmevalkit(self):
+        right = [True, True, True, True, True, False]
+        assert [self.also(name, right)["fAcc"] for name in ("mmlm", "vlmevalkit")] == [1.0, 0.75]
+
+    def also(self, dialect, right):
+        scorer, rows = self.rows(dialect, right)
+        return scorer.also(rows)
+
+
+def test_amber_counts_no_as_what_is_to_be_found():
+    answers = ["yes", "yes", "no", "no", "no", "no"]
+    said = ["Yes", "No", "No", "Yes", "no", "No."]
+    scorer = scorer_of("amber")
+    rows = rows_of(scorer, said, [Target((answer,)) for answer in answers])
+    assert sum(row.mark.score for row in rows) / 6 == pytest.approx(1 / 3)
+    also = scorer.also(rows)
+    assert [round(also[f"{name}_of_no"], 3) for name in ("precision", "recall")] == [0.5, 0.25]
+    assert also["f1_of_no"] == pytest.approx(1 / 3)
+
+
+class TestBeaf:
+    def targets(self, count=2):
+        """One thing taken out of each picture, and one question that should not change."""
+        made = []
+        for n in range(count):
+            for edited in (False, True):
+                for removed in (True, False):
+                    image = f"p{n}_01.jpg" if edited else f"p{n}.jpg"
+                    truth = "no" if edited and removed else "yes"
+                    facts = {"image": image, "question": f"Is there x{removed}?",
+                             "orig_img": not edited, "removed_q": removed}  # fmt: skip
+                    made.append(Target((truth,), facts=facts))
+        return made
+
+    def test_the_score_is_the_harmonic_mean_of_what_changed_and_what_stayed(self):
+        scorer = scorer_of("beaf")
+        targets = self.targets()
+        answers = [t.references[0] for t in targets]
+        answers[2] = "yes"  # the first picture: it still sees what was taken out
+        rows = rows_of(scorer, answers, targets)
+        also = scorer.also(rows)
+        assert (also["TU"], also["SB+"], also["ID"]) == (0.5, 0.5, 0.0)
+        assert scorer.value(scorer.tallies(rows).sum(axis=0)) == pytest.approx(2 / 3)
+
+    def test_the_worked_value(self):
+        scorer = scorer_of("beaf")
+        totals = [50.0, 0.0, 0.0, 0.0, 100.0, 20.0, 100.0]
+        assert scorer.value(np.array(totals)) == pytest.approx(0.6154, abs=1e-4)
+
+    def test_only_the_official_dialect_hands_a_reading_on(self):
+        targets = [self.targets()[0]] * 2
+        for dialect, reading in (("official", "yes"), ("mmlm", None)):
+            rows = rows_of(scorer_of("beaf", dialect=dialect), ["Yes", "maybe"], targets)
+            assert rows[1].mark.reading == reading
+
+
+class TestCaptions:
+    REFERENCES = (
+        ("A dog runs on the grass.", "The dog is running."),
+        ("Two cats sleep.", "Cats sleeping on a bed"),
+        ("A red bus.", "a bus in the street"),
+    )
+    ANSWERS = ("A dog running on grass.", "Two cats sleep on a bed", "")
+
+    def rows(self, dialect, answers=ANSWERS, count=3):
+        pytest.importorskip("pycocoevalcap")
+        targets = [Target(references) for references in self.REFERENCES[:count]]
+        return rows_of(scorer_of("caption", dialect=dialect), list(answers[:count]), targets)
+
+    def test_an_empty_description_is_worth_nothing_and_unreadable(self):
+        rows = self.rows("mmlm")
+        assert rows[2].mark == (0.0, None)
+        assert min(row.mark.score for row in rows[:2]) > 1
+
+    def test_a_single_picture_has_no_cider(self):
+        assert self.rows("mmlm", count=1)[0].mark.score == 0.0
+
+    def test_without_a_tokenizer_the_score_is_another(self):
+        plain, raw = self.rows("mmlm"), self.rows("vlmevalkit")
+        assert plain[0].mark.score > raw[0].mark.score
+
+    @pytest.mark.slow  # starts Java twice
+    def test_our_words_agree_with_the_java_tokenizer(self):
+        ours, official = self.rows("mmlm"), self.rows("official")
+        assert [row.mark.score for row in ours] == pytest.approx(
+            [row.mark.score for row in official]
+        )
+
+
+class TestChair:
+    def test_the_toy_of_two_descriptions(self):
+        pytest.importorskip("textblob")
+        scorer = scorer_of("chair")
+        targets = [
+            Target((), facts={"objects": ["person", "horse"]}),
+            Target((), facts={"objects": ["dog"]}),
+        ]
+        rows = rows_of(scorer, ["A man riding a horse, a dog and a dog", "dogs"], targets)
+        also = scorer.also(rows)
+        assert scorer.value(scorer.tallies(rows).sum(axis=0)) == pytest.approx(0.4)
+        assert also["CHAIRs"] == 0.5
+
+    def test_the_list_of_the_paper_may_be_named(self, tmp_path):
+        path = tmp_path / "synonyms.txt"
+        path.write_text("person, rider\ndog, hound\n")
+        assert things_in("a rider and a hound", synonyms_of(str(path))) == ["person", "dog"]
+        assert "paper-words" in scorer_of("chair", synonyms=str(path)).label
+        with pytest.raises(ConfigError, match="cannot be read"):
+            synonyms_of(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [("x = 8.004", "8", True), ("1,234", "1234", True), ("reddish", "red", True),
+     ("it is red", "red", True), ("6", "5", False), ("", "5", False)],
+)  # fmt: skip
+def test_open_answers_of_mmmu(answer, truth, right):
+    assert mmmu_open_right(read_mmmu_open(answer), [truth]) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "kind", "choices", "right"),
+    [("(D)", "38", "text", ("29", "12", "37", "38"), True), ("14.9", "14", "integer", (), True),
+     ("60%", "60", "integer", (), False), ("1.4", "1.40", "float", (), False),
+     ("", "29", "text", ("29", "12"), False),
+     ("[2007,2008]", "[2007, 2008]", "list", (), False)],
+)  # fmt: skip
+def test_mathvista_as_its_script_compares(answer, truth, kind, choices, right):
+    pytest.importorskip("rapidfuzz")
+    target = Target((truth,), choices, facts={"answer_type": kind, "precision": 2})
+    assert scorer_of("mathvista", dialect="official").mark(answer, target).score == right
+
+
+def test_mathvista_of_ours_reads_sentences_and_compares_numbers():
+    target = Target(("1.40",), facts={"answer_type": "float", "precision": 2})
+    assert scorer_of("mathvista").mark("The answer is 1.4 metres.", target).score == 1.0
+
+
+def test_descriptions_are_marked_together_in_a_run(colours, tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    rows = [
+        {"id": str(n), "image": f"{n}.png", "question": "Describe it.", "answer": texts}
+        for n, texts in enumerate((["a red field", "a field of red"], ["a blue sea"]))
+    ]
+    write_rows(colours, rows, "captions.jsonl")
+    (colours / "captions.yaml").write_text(
+        "dataset: {path: captions.jsonl}\nscorer: {use: caption, dialect: mmlm}\n"
+    )
+    said = {"0.png": "a red field", "1.png": "a tree"}
+    model = Parrot(lambda request: said[request.images[0].name])
+    result = evaluate(
+        model, colours / "captions.yaml", tmp_path / "out",
+        conditions=("image",), quiet=True, with_report=False,
+    )  # fmt: skip
+    score = result.score("captions", "caption")
+    assert score.metric == "CIDEr"
+    assert score.score > 0
+    assert result.predictions[0].mark.score > result.predictions[1].mark.score
+
+
+def test_where_mistakes_are_counted_fewer_are_a_gain(tmp_path):
+    pytest.importorskip("textblob")
+    from PIL import Image
+
+    rows = []
+    for number in range(6):
+        Image.new("RGB", (8, 8), (number * 9, 0, 0)).save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": "Describe it.", "objects": ["dog"]}
+        rows.append({**row, "answer": "a dog", "id": str(number)})
+    write_rows(tmp_path, rows)
+    yaml = tmp_path / "chair.yaml"
+    yaml.write_text("dataset: {path: rows.jsonl}\nscorer: chair\n")
+    says = Parrot(lambda request: "a dog" if request.images else "a cat")
+    result = evaluate(says, yaml, tmp_path / "out", quiet=True, conditions=("image", "blind"))
+
+    assert result.score("chair", "chair").lower_is_better
+    assert "chair ↓" in str(result)
+    against = result.details["questions"][0]["against"]["blind"]
+    assert (against["difference"], against["gain"]) == (-1.0, 1.0)
+    assert against["share_of_score"] is None
