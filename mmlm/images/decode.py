@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -207,8 +208,7 @@ def _explained(source: ImageSource) -> Generator[None]:
         ) from error
     except Exception as error:  # decoders raise anything at all on broken bytes
         raise ImageError(
-            f"{_name(source)} is damaged or truncated: {error or type(error).__name__}. Fetch the "
-            f"file again."
+            f"{_name(source)} is damaged or truncated: {_plain(error)}. Fetch the file again."
         ) from error
 
 
@@ -232,7 +232,28 @@ def _hint(source: ImageSource) -> str:
         return "It is a PDF; render its pages first."
     if start[128:132] == b"DICM":
         return "It is a DICOM file, which is not opened here; convert it to PNG first."
-    return f"It begins with {start[:16]!r}."
+    return _beginning(start[:16])
+
+
+def _beginning(start: bytes) -> str:
+    """Show how a file begins, as text where it is text.
+
+    >>> _beginning(b"hello"), _beginning(bytes(2))
+    ('It begins with the text "hello".', 'It begins with the bytes 00 00.')
+    """
+    text = start.decode("utf-8", errors="replace").strip()
+    if text and text.isprintable() and "\ufffd" not in text:
+        return f'It begins with the text "{text}".'
+    return f"It begins with the bytes {start.hex(' ')}."
+
+
+def _plain(error: Exception) -> str:
+    r"""Return a decoder's words without Python's way to write bytes.
+
+    >>> _plain(SyntaxError("broken PNG file (chunk b'\\x00ID')"))
+    "broken PNG file (chunk '\\x00ID')"
+    """
+    return re.sub(r"\bb(?=['\"])", "", str(error)) or type(error).__name__
 
 
 def _name(source: ImageSource) -> str:

@@ -42,7 +42,7 @@ class ContentPart(BaseModel):
 class ChatTurn(BaseModel):
     """One message."""
 
-    role: str
+    role: str = Field(max_length=40)
     content: str | list[ContentPart] | None = None
 
 
@@ -55,7 +55,7 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """The form of the answer."""
 
-    type: str = "text"
+    type: str = Field(default="text", max_length=40)
 
 
 class ChatRequest(BaseModel):
@@ -63,7 +63,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: str = ""
+    model: str = Field(default="", max_length=300)
     messages: list[ChatTurn] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
