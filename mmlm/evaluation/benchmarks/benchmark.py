@@ -78,8 +78,9 @@ def load_benchmark(
     rows = _keep(rows, config.dataset.where, name)
     kinds = [_kind(config, row, number) for number, row in enumerate(rows)]
     scorers = {
-        kind: read_scorer(
-            _by_kind(config.scorer, kind, f"{name}: scorer"), origin=f"{name}: scorer"
+        kind: _beside(
+            read_scorer(_by_kind(config.scorer, kind, f"{name}: scorer"), origin=f"{name}: scorer"),
+            picture_folders,
         )
         for kind in dict.fromkeys(kinds)
     }
@@ -217,6 +218,17 @@ def _by_kind(value: Any, kind: str, origin: str) -> Any:
             f"dataset.where."
         )
     return value[kind]
+
+
+def _beside(scorer: ScorerConfig, folders: Sequence[Path]) -> ScorerConfig:
+    """Turn the files that a scorer names into paths beside the rows, where they are there."""
+    found: dict[str, str] = {}
+    for field in scorer.file_fields:
+        named = getattr(scorer, field)
+        place = next((each / named for each in folders if named and (each / named).is_file()), None)
+        if place is not None:
+            found[field] = str(place)
+    return scorer.model_copy(update=found)
 
 
 def _kind(config: BenchmarkConfig, row: Mapping[str, Any], number: int) -> str:

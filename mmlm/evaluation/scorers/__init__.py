@@ -25,6 +25,7 @@ from mmlm.evaluation.scorers.exams import SeedConfig as SeedConfig
 from mmlm.evaluation.scorers.facts import FactsConfig as FactsConfig
 from mmlm.evaluation.scorers.judge import JudgeConfig as JudgeConfig
 from mmlm.evaluation.scorers.letters import LetterOnlyConfig as LetterOnlyConfig
+from mmlm.evaluation.scorers.mentions import AmberDescribeConfig as AmberDescribeConfig
 from mmlm.evaluation.scorers.names import ExactConfig as ExactConfig
 from mmlm.evaluation.scorers.names import KeywordConfig as KeywordConfig
 from mmlm.evaluation.scorers.names import NameConfig as NameConfig

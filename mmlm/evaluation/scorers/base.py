@@ -81,6 +81,9 @@ class ScorerConfig(PartConfig):
     fact_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the row, beside answers and choices, that the rules read."""
 
+    file_fields: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files; a relative path is looked for beside the rows first."""
+
     dialect: str = ""
     """Whose rules: the name of a dialect of this scorer. Empty: its default."""
 

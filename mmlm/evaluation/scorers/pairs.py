@@ -86,8 +86,7 @@ class AmberConfig(ScorerConfig):
     """AMBER's questions: accuracy, and precision, recall and F1 of **no**.
 
     `official` takes "Yes" and "No" as they stand and nothing else; `mmlm` reads answers as
-    people would. The score of the paper also needs its descriptions (CHAIR), which ask for a
-    word model that no package brings.
+    people would. The descriptions of the benchmark have a scorer of their own, `amber_describe`.
     """
 
     dialects = ("official", "mmlm")

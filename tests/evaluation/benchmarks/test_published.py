@@ -155,6 +155,10 @@ PUBLISHED = {
          for n in (1005, 1006)],
         ["Yes", "No"],
     ),
+    "amber_describe": (
+        [{"id": n, "image": "0.png", "query": "Describe this image."} for n in (1, 2)],
+        ["A dog on the beach.", "Puppies."],
+    ),
     "chair": (
         [{"question_id": str(n), "image": "0.png", "gt_object": ["dog"]} for n in (1, 2)],
         ["A dog.", "Two dogs"],
@@ -237,7 +241,8 @@ PUBLISHED = {
 OURS = [name for name in list_recipes("eval") if load_config(name).dataset.build is None]
 
 
-NEEDS = {"chair": "textblob", "coco_captions": "pycocoevalcap", "flickr30k": "pycocoevalcap",
+NEEDS = {"chair": "textblob", "amber_describe": "textblob", "coco_captions": "pycocoevalcap",
+         "flickr30k": "pycocoevalcap",
          "nocaps": "pycocoevalcap"}  # fmt: skip
 
 
@@ -251,6 +256,12 @@ def write_copy(name, folder, rows):
         truths = [{"id": 1005, "type": "discriminative-attribute-state", "truth": "yes"},
                   {"id": 1006, "type": "discriminative-relation", "truth": "no"}]  # fmt: skip
         (folder.parent / "annotations.json").write_text(json.dumps(truths))
+    if name == "amber_describe":
+        truths = [{"id": n, "type": "generative", "truth": ["dog"], "hallu": ["cat"]}
+                  for n in (1, 2)]  # fmt: skip
+        (folder.parent / "annotations.json").write_text(json.dumps(truths))
+        (folder.parent / "relation.json").write_text('{"dog": ["puppy"], "cat": []}')
+        (folder.parent / "safe_words.txt").write_text("photo\n")
     return write_rows(folder, rows)
 
 
@@ -276,7 +287,7 @@ def test_a_benchmark_reads_its_published_layout(name, tmp_path):
             wanted = 0.5  # in its script, everything that is not a no is a yes
         if scorer.metric == "CIDEr":
             wanted *= 10  # what equal captions get
-        if name == "chair":
+        if name in ("chair", "amber_describe"):
             wanted = 0.0  # nothing was mentioned that is not there
         if name == "beaf" and answers[0]:
             wanted = 1.0

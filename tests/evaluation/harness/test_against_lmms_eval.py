@@ -17,6 +17,7 @@ from mmlm.evaluation.scorers.exams import (
     read_scienceqa,
     read_seed,
 )
+from mmlm.evaluation.scorers.mentions import Words, count_mentions
 from mmlm.evaluation.scorers.mmmu_open import mmmu_open_right, read_mmmu_open
 from mmlm.evaluation.scorers.reading import anls, relaxed_accuracy
 from mmlm.evaluation.scorers.vqa import vqa_accuracy
@@ -227,3 +228,37 @@ def test_hallusionbench():
     assert sum(row.mark.score for row in rows) / len(rows) == pytest.approx(score(docs, "aAcc"))
     assert also["qAcc"] == pytest.approx(score(docs, "qAcc"))
     assert also["fAcc"] == pytest.approx(score(docs, "fAcc"))
+
+
+def test_ambers_descriptions(monkeypatch):
+    """Nouns and their likeness are given, because theirs need data that no package brings."""
+    pytest.importorskip("spacy")
+    utils = import_module("lmms_eval.tasks.amber_g.utils")
+    things = [f"thing{number}" for number in range(12)]
+    dice = random.Random(0)
+    wrong = []
+    for number in range(COUNT):
+        related = {thing: dice.sample(things, dice.randint(0, 2)) for thing in things}
+        chosen = dice.sample(things, 6)
+        there, likely = chosen[: dice.randint(1, 4)], chosen[4:]
+        safe = dice.sample(things, 2)
+        nouns = dice.choices(things, k=dice.randint(1, 6))
+        close = {frozenset(dice.sample(things, 2)) for _ in range(dice.randint(0, 3))}
+
+        def alike(first, second, threshold=0.8, close=close):
+            return first == second or frozenset((first, second)) in close
+
+        monkeypatch.setattr(utils, "extract_nouns", str.split)
+        monkeypatch.setattr(utils, "check_synonyms_word", alike)
+        names = ("chair", "safe_cover", "hallu_cover", "non_hallu")
+        theirs_counts = {f"{name}_{part}": 0 for name in names for part in ("score", "num")}
+        utils.process_generative_task(
+            {"question_id": number, "text": " ".join(nouns)}, {"truth": there, "hallu": likely},
+            related, set(things), safe, 0.8, theirs_counts,
+        )  # fmt: skip
+        words = Words({k: tuple(v) for k, v in related.items()}, frozenset(safe), frozenset(things))
+        ours = count_mentions(nouns, there, likely, words, alike)
+        keys = [f"{name}_{part}" for name in names[:3] for part in ("score", "num")]
+        if tuple(ours) != tuple(theirs_counts[key] for key in keys):
+            wrong.append((nouns, ours, theirs_counts))
+    assert not wrong, f"{len(wrong)} differ, such as {wrong[:2]}"

@@ -273,7 +273,19 @@ EXAMPLES = {
     "amber": Target(("yes",)),
     "hallusion": Target(("1",), facts=dict.fromkeys(HallusionConfig.fact_columns, "x")),
     "beaf": Target(("yes",), facts=dict.fromkeys(BeafConfig.fact_columns, "x")),
+    "amber_describe": Target(("dog",), facts={"hallu": ["cat"]}),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def beside_ambers_words(tmp_path_factory):
+    """Stand where the files are that a scorer names."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "relation.json").write_text('{"dog": ["puppy"], "cat": []}')
+    (folder / "safe_words.txt").write_text("photo\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 @pytest.mark.parametrize("name", list(scorers))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from mmlm.errors import ConfigError
+from mmlm.errors import ConfigError, EvaluationError
 from mmlm.evaluation import evaluate
 from mmlm.evaluation.scorers import Row, Target, read_scorer
 from mmlm.evaluation.scorers.chair import synonyms_of, things_in
@@ -135,6 +137,65 @@ class TestCaptions:
         assert [row.mark.score for row in ours] == pytest.approx(
             [row.mark.score for row in official]
         )
+
+    @pytest.mark.slow  # starts Java
+    def test_meteor_of_a_persons_own_sentence_is_one(self):
+        rows = self.rows("mmlm", answers=[texts[0] for texts in self.REFERENCES])
+        assert scorer_of("caption", dialect="mmlm", meteor=True).also(rows)["METEOR"] == 1.0
+        other = self.rows("mmlm", answers=["A dog on the grass runs.", "", "A blue bus."])
+        found = scorer_of("caption", dialect="mmlm", meteor=True).also(other)["METEOR"]
+        assert 0.2 < found < 0.6
+
+    def test_spice_never_downloads_and_says_what_is_missing(self):
+        pytest.importorskip("pycocoevalcap")
+        with pytest.raises(EvaluationError, match=r"3\.6\.0-models\.jar in .*leave `spice` out"):
+            scorer_of("caption", dialect="mmlm", spice=True).ready()
+
+
+class TestAmbersDescriptions:
+    THERE = Target(("dog", "grass"), facts={"hallu": ["cat"]})
+
+    @pytest.fixture
+    def scorer(self, tmp_path):
+        pytest.importorskip("textblob")
+        related = {"dog": ["puppy"], "grass": ["lawn"], "cat": ["kitten"], "car": []}
+        (tmp_path / "relation.json").write_text(json.dumps(related))
+        (tmp_path / "safe_words.txt").write_text("car\n")
+        files = {name: str(tmp_path / f"{name}.{kind}")
+                 for name, kind in (("relation", "json"), ("safe_words", "txt"))}  # fmt: skip
+        return scorer_of("amber_describe", **files)
+
+    def test_what_is_not_there_is_counted_and_what_is_there_is_covered(self, scorer):
+        answers = ["Puppies and a kitten in a car.", "A dog on the lawn.", "Hm."]
+        rows = rows_of(scorer, answers, [self.THERE] * 3)
+        assert rows[0].mark == (0.0, "puppy, kitten (not there), car")
+        assert [row.mark.score for row in rows] == [0.0, 1.0, 1.0]
+        totals = scorer.tallies(rows).sum(axis=0)
+        assert scorer.value(totals) == pytest.approx(1 / 5)
+        also = scorer.also(rows)
+        assert also == pytest.approx({"Cover": 3 / 6, "Hal": 1 / 3, "Cog": 1 / 3})
+
+    def test_nothing_said_is_unreadable(self, scorer):
+        assert rows_of(scorer, [" "], [self.THERE])[0].mark == (0.0, None)
+
+    def test_files_and_models_that_are_not_there_are_named(self, scorer, tmp_path):
+        with pytest.raises(ConfigError, match=r"relation\.json and safe_words\.txt of AMBER"):
+            scorer.model_copy(update={"relation": str(tmp_path / "none.json")}).ready()
+        pytest.importorskip("spacy")
+        with pytest.raises(ConfigError, match="spacy download en_core_web_lg"):
+            scorer.model_copy(update={"vectors": "en_core_of_nobody"}).ready()
+
+    def test_words_with_vectors_that_are_alike_are_one(self, scorer, tmp_path):
+        spacy = pytest.importorskip("spacy")
+        model = spacy.blank("en")
+        for word, values in (("kitten", (1.0, 0.0)), ("dog", (1.0, 0.2)), ("grass", (0.0, 1.0))):
+            model.vocab.set_vector(word, np.array(values, dtype="float32"))
+        model.to_disk(tmp_path / "model")
+        seeing = scorer.model_copy(update={"vectors": str(tmp_path / "model")})
+        answers, targets = ["A kitten."], [self.THERE]
+        assert rows_of(scorer, answers, targets)[0].mark.score == 0.0
+        assert rows_of(seeing, answers, targets)[0].mark.score == 1.0
+        assert seeing.label.endswith("/model")
 
 
 class TestChair:
