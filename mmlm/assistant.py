@@ -18,7 +18,7 @@ import torch
 from mmlm.connectors import connectors
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.generation import Answer, Chat, GenerationSettings, Request, answer_batch
-from mmlm.images import image_policies
+from mmlm.images import image_policies, video_policies
 from mmlm.language import add_image_token, decoder_of, head_of, head_rule_of, languages
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMImageProcessor, MMLMProcessor
@@ -88,6 +88,26 @@ class Assistant:
         chosen = GenerationSettings.from_dict(settings, origin="generation settings")
         return Chat(self.model, self.processor, chosen)
 
+    def with_video(self, **words: Any) -> Assistant:
+        """Return an assistant of the same weights that takes clips: a picture model needs no more.
+
+        Args:
+            **words: Those of `model.video` in a recipe, such as ``max_frames=16``.
+
+        Raises:
+            ConfigError: if a word is unknown, or the model is a stock class taken whole.
+        """
+        if isinstance(self.model, WholeModel):
+            raise ConfigError("A stock class taken whole reads clips by its own processor alone.")
+        video = video_policies.read({"use": "frames", **words}, origin="video")
+        self.model.config.video = video.to_dict()
+        _check_fit(self.model.config)
+        self.model.model.counter = self.model.config.counter()
+        looks = MMLMImageProcessor.from_config(self.model.config)
+        own = self.processor
+        processor = MMLMProcessor(looks, own.tokenizer, chat_template=own.chat.template)
+        return Assistant(self.model, processor, self.notes)
+
     def save(
         self, folder: str | Path, *, delta: bool = False, recipe: dict[str, Any] | None = None
     ) -> list[str]:
@@ -134,6 +154,7 @@ def compose(
     connector: dict[str, Any] | None = None,
     image: dict[str, Any] | None = None,
     reducer: dict[str, Any] | None = None,
+    video: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Assistant:
     """Join an encoder, a connector and a language model; the words are those of a recipe.
@@ -144,6 +165,7 @@ def compose(
         connector: The connector; a two-layer MLP when left out.
         image: How a picture becomes the encoder's input; ``{"use": "squash"}`` when left out.
         reducer: What lowers the number of image tokens; none when left out.
+        video: What becomes of clips, ``{"use": "frames"}``; takes none when left out.
         dtype: The precision of all weights.
 
     Raises:
@@ -154,6 +176,7 @@ def compose(
     connector_part = connectors.read(connector or {"use": "mlp"}, origin="model.connector")
     policy = image_policies.read(image or {"use": "squash"}, origin="model.image")
     reducer_part = None if reducer is None else reducers.read(reducer, origin="model.reducer")
+    video_part = None if video is None else video_policies.read(video, origin="model.video")
 
     encoder = vision_part.load()
     causal, tokenizer = language_part.load()
@@ -167,6 +190,7 @@ def compose(
         vision_facts=encoder.facts.to_dict(),
         reducer=None if reducer_part is None else reducer_part.to_dict(),
         connector=connector_part.to_dict(),
+        video=None if video_part is None else video_part.to_dict(),
         image_token_id=image_token_id,
         head=rule.to_dict(),
         sources={"language": language_part.to_dict(), "vision": vision_part.to_dict()},
@@ -186,9 +210,11 @@ def compose(
 def _check_fit(config: MMLMConfig) -> None:
     """Refuse parts whose grids do not meet, before any weight is joined."""
     counter = config.counter()
-    if counter.policy.ragged and counter.facts.rule == "fixed":
+    ragged = counter.policy.ragged or counter.frame_policy.ragged
+    if ragged and counter.facts.rule == "fixed":
+        name = counter.policy.use if counter.policy.ragged else counter.frame_policy.use
         raise ConfigError(
-            f"The image policy {config.image['use']!r} makes tiles of sizes of their own, and this "
+            f"The image policy {name!r} makes tiles of sizes of their own, and this "
             f"encoder takes {counter.side.height} x {counter.side.width} alone. Use `tiles`, or an "
             f"encoder that takes other sizes (`mmlm probe` says which)."
         )

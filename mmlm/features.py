@@ -29,6 +29,27 @@ class Size(NamedTuple):
     width: int
 
 
+class ClipSize(NamedTuple):
+    """What is known of a clip before it is encoded: all that its tokens are counted from."""
+
+    height: int
+    """Height of a frame, in pixels."""
+
+    width: int
+    """Width of a frame, in pixels."""
+
+    frames: int
+    """Frames that are taken of it."""
+
+    kept: int = 0
+    """Tokens that are left where tokens like those of the frame before are dropped; 0 is all."""
+
+    @property
+    def frame(self) -> Size:
+        """The size of one frame."""
+        return Size(self.height, self.width)
+
+
 class Grid(NamedTuple):
     """How many features an item has: frames × rows × columns."""
 

@@ -25,8 +25,19 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A moving picture; it takes one place, like a picture.
+
+    Args:
+        source: The path of a film, or its frames in order, each anything that is a picture.
+    """
+
+    source: Any
+
+
+@dataclass(frozen=True)
 class ImagePart:
-    """The place of one image: a path, bytes or a PIL image, or None for a blind place."""
+    """The place of one image: a path, bytes or a PIL image, a `Clip`, or None for a blind place."""
 
     image: Any = field(default=None, compare=False)
 
@@ -51,6 +62,8 @@ class Message:
     @property
     def text(self) -> str:
         """The text parts, joined."""
+        if len(self.content) == 1 and isinstance(only := self.content[0], Text):
+            return only.text
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
     @property
@@ -81,15 +94,20 @@ def system(text: str) -> Message:
 
 def images_of(messages: Sequence[Message]) -> list[Any]:
     """Return every image of a conversation, in reading order."""
-    return [image for message in messages for image in message.images]
+    return [
+        part.image
+        for message in messages
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]
 
 
 def from_openai(rows: Sequence[dict[str, Any]], *, origin: str = "messages") -> list[Message]:
     """Read chat messages in the OpenAI / transformers shape.
 
     A row is ``{"role": …, "content": str | [{"type": "text", "text": …}, {"type": "image",
-    "image": …}, {"type": "image_url", "image_url": {"url": …}}]}``. A URL is handed on as it
-    stands; who may fetch it is decided elsewhere.
+    "image": …}, {"type": "image_url", "image_url": {"url": …}}, {"type": "video", "video": path or
+    list of frames}]}``. A URL is handed on as it stands; who may fetch it is decided elsewhere.
 
     Raises:
         DataError: naming the row and the key that is wrong.
@@ -123,6 +141,8 @@ def _part(piece: Any, where: str) -> Part:
                 if piece.get(key) is not None:
                     return ImagePart(piece[key])
             return ImagePart()
+        if kind == "video":
+            return ImagePart(_clip(piece, where))
         if kind == "image_url":
             url = piece.get("image_url")
             return ImagePart(url["url"] if isinstance(url, dict) and "url" in url else url)
@@ -132,15 +152,32 @@ def _part(piece: Any, where: str) -> Part:
     )
 
 
+def _clip(piece: dict[str, Any], where: str) -> Clip:
+    source = next((piece[key] for key in ("video", "path") if piece.get(key) is not None), None)
+    if isinstance(source, list):
+        source = tuple(source)
+    if source is None or source in ("", ()):
+        raise DataError(
+            f'{where} must name a film or its frames: {{"type": "video", "video": "a.mp4"}} or '
+            f'{{"type": "video", "video": ["1.png", "2.png"]}} (got {piece!r}).'
+        )
+    return Clip(source)
+
+
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Write messages in the shape that `from_openai` reads and chat templates expect."""
     rows: list[dict[str, Any]] = []
     for message in messages:
         content: list[dict[str, Any]] = [
-            {"type": "text", "text": part.text}
-            if isinstance(part, Text)
-            else {"type": "image", "image": part.image}
+            {"type": "text", "text": part.text} if isinstance(part, Text) else _shown(part.image)
             for part in message.content
         ]
         rows.append({"role": message.role, "content": content})
     return rows
+
+
+def _shown(image: Any) -> dict[str, Any]:
+    if isinstance(image, Clip):
+        source = list(image.source) if isinstance(image.source, tuple) else image.source
+        return {"type": "video", "video": source}
+    return {"type": "image", "image": image}

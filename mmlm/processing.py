@@ -27,10 +27,22 @@ from transformers.utils.hub import cached_file
 
 from mmlm.connectors import connectors
 from mmlm.errors import AlignmentError, CheckpointError
-from mmlm.features import Size
-from mmlm.images import Tile, cut_each, image_policies, open_image, open_planes, read_size
+from mmlm.features import ClipSize, Size
+from mmlm.images import (
+    Tile,
+    clip_facts,
+    cut_each,
+    evenly,
+    image_policies,
+    normalise,
+    open_frames,
+    open_image,
+    open_planes,
+    read_size,
+    video_policies,
+)
 from mmlm.language import IMAGE_TOKEN, ChatFormat
-from mmlm.messages import Message, images_of
+from mmlm.messages import Clip, Message, images_of
 from mmlm.modeling.config import MMLMConfig, TokenCounter
 from mmlm.reducers import reducers
 from mmlm.vision import VisionFacts
@@ -47,6 +59,7 @@ class MMLMImageProcessor(BaseImageProcessor):
         vision_facts: What was probed of the encoder.
         reducer: The reducer, as in a recipe, or None.
         connector: The connector, as in a recipe.
+        video: The video policy, as in a recipe, or None.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -57,16 +70,18 @@ class MMLMImageProcessor(BaseImageProcessor):
         vision_facts: dict[str, Any] | None = None,
         reducer: dict[str, Any] | None = None,
         connector: dict[str, Any] | None = None,
+        video: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.image, self.vision_facts = image, vision_facts
-        self.reducer, self.connector = reducer, connector
+        self.reducer, self.connector, self.video = reducer, connector, video
 
     @classmethod
     def from_config(cls, config: MMLMConfig) -> MMLMImageProcessor:
         """Make the image processor that belongs to a model's config."""
-        return cls(config.image, config.vision_facts, config.reducer, config.connector)
+        parts = config.image, config.vision_facts, config.reducer, config.connector
+        return cls(*parts, video=config.video)
 
     @property
     def counter(self) -> TokenCounter:
@@ -78,6 +93,7 @@ class MMLMImageProcessor(BaseImageProcessor):
                 VisionFacts.from_dict(self.vision_facts or {}, origin=f"{FILE}: vision_facts"),
                 None if self.reducer is None else reducers.read(self.reducer, origin=FILE),
                 connectors.read(self.connector, origin=f"{FILE}: connector"),
+                None if self.video is None else video_policies.read(self.video, origin=FILE),
             )
             self.__dict__["_counter"] = held
         return held
@@ -90,26 +106,92 @@ class MMLMImageProcessor(BaseImageProcessor):
             "vision_facts": self.vision_facts,
             "reducer": self.reducer,
             "connector": self.connector,
+            **({} if self.video is None else {"video": self.video}),
         }
 
-    def count_tokens(self, size: Size) -> int:
-        """The number of placeholders of a picture of this size."""
+    def count_tokens(self, size: Size | ClipSize) -> int:
+        """The number of placeholders of a picture or clip of this size."""
         return self.counter.count(size)
+
+    def size_of(self, picture: Any) -> Size | ClipSize:
+        """The size of a picture from its header; of a clip, with its tokens where some are dropped.
+
+        Raises:
+            ImageError: if it cannot be opened.
+        """
+        if isinstance(picture, Size | ClipSize):
+            return picture
+        counter = self.counter
+        if not isinstance(picture, Clip):
+            return read_size(picture, readers=counter.policy.readers)
+        size, chosen = self._frames_of(picture)
+        if not counter.num_mask(size):
+            return size
+        frames = open_frames(picture, chosen, readers=counter.policy.readers)
+        return size._replace(kept=int(self._kept(frames, size).sum()))
+
+    def _frames_of(self, clip: Clip) -> tuple[ClipSize, list[int]]:
+        """Return the size of a clip, and which of its frames are taken."""
+        facts, video = clip_facts(clip, readers=self.counter.policy.readers), self.counter.video
+        count = 1 if video is None else video.num_frames(facts.num_frames, facts.seconds)
+        size = ClipSize(*facts.size, count)
+        self.counter.plan(size)  # refuses clips for a model that takes none
+        return size, evenly(facts.num_frames, count)
+
+    def _look_at_clip(self, clip: Clip) -> tuple[Tensor, ClipSize]:
+        """Open the frames of a clip that are taken; see `look`."""
+        counter = self.counter
+        size, chosen = self._frames_of(clip)
+        frames = open_frames(clip, chosen, readers=counter.policy.readers)
+        views = [
+            [self._cut(frame, [tile], facts, counter.frame_policy.fill)[0] for frame, tile in each]
+            for each, facts in self._views(frames, size)
+        ]
+        numbers = [view.reshape(-1) for frame in zip(*views, strict=True) for view in frame]
+        if not counter.num_mask(size):
+            return torch.cat(numbers), size
+        kept = self._kept(frames, size)
+        return torch.cat([*numbers, kept.float()]), size._replace(kept=int(kept.sum()))
+
+    def _views(
+        self, frames: Sequence[Any], size: ClipSize
+    ) -> list[tuple[list[tuple[Any, Tile]], VisionFacts]]:
+        """Return each encoder's facts, and its tile of each frame."""
+        tiles = self.counter.plan(size).tiles
+        return [
+            (list(zip(frames, own, strict=True)), facts)
+            for facts, own in _by_encoder(tiles, self.counter.facts)
+        ]
+
+    def _kept(self, frames: Sequence[Any], size: ClipSize) -> Tensor:
+        """Say which tokens of a clip differ from those of the frame before; see `like_before`."""
+        counter, video = self.counter, self.counter.video
+        assert video is not None
+        assert video.drop is not None
+        each, facts = self._views(frames, size)[0]
+        fill: Any = (0,) * facts.channels
+        cut = [
+            cut_each(frame, [tile], resample=facts.resample, fill=fill)[0] for frame, tile in each
+        ]
+        grid = counter.grid_of_clip(size)
+        return new_places(torch.stack(list(cut)), (grid.rows, grid.columns), video.drop).flatten()
 
     def pixels(self, picture: Any) -> Tensor:
         """Open one picture, cut it into tiles and normalise them; see `look`."""
         return self.look(picture)[0]
 
-    def look(self, picture: Any) -> tuple[Tensor, Size]:
-        """Open one picture, cut it into tiles and normalise them.
+    def look(self, picture: Any) -> tuple[Tensor, Size | ClipSize]:
+        """Open one picture or clip, cut it into tiles and normalise them.
 
         Returns:
             ``(tiles, channels, height, width)``, or one row of numbers where tiles have sizes of
-            their own or several encoders see them; and the size of the picture.
+            their own, several encoders see them, or clips may be among them; and the size.
 
         Raises:
             ImageError: if the picture cannot be opened.
         """
+        if isinstance(picture, Clip):
+            return self._look_at_clip(picture)
         counter = self.counter
         channels = counter.facts.channels
         if channels == _RGB:
@@ -119,23 +201,23 @@ class MMLMImageProcessor(BaseImageProcessor):
         size = Size(image.height, image.width)
         tiles = counter.plan(size).tiles
         if not counter.is_flat:
-            return torch.stack(self._cut(image, tiles, counter.facts)), size
+            cut = self._cut(image, tiles, counter.facts)
+            return (torch.stack(cut) if len(cut) > 1 else cut[0][None]), size
         views = [self._cut(image, own, facts) for facts, own in _by_encoder(tiles, counter.facts)]
         by_tile = [view.reshape(-1) for tile in zip(*views, strict=True) for view in tile]
         return torch.cat(by_tile), size
 
-    def _cut(self, image: Any, tiles: Sequence[Tile], facts: VisionFacts) -> list[Tensor]:
+    def _cut(
+        self, image: Any, tiles: Sequence[Tile], facts: VisionFacts, outside: str | None = None
+    ) -> list[Tensor]:
         """Cut tiles for one encoder, normalised as it wants them."""
         fill: Any = (0,) * facts.channels
-        if self.counter.policy.fill == "mean":
+        if (outside or self.counter.policy.fill) == "mean":
             # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some
             # pictures.
             fill = tuple(int(value * 255) for value in facts.mean)
-        mean = torch.tensor(facts.mean).view(-1, 1, 1)
-        std = torch.tensor(facts.std).view(-1, 1, 1)
-        # The order of operations is that of transformers' image processors, to the last bit.
         return [
-            tile.to(torch.float32, copy=True).sub_(mean * 255.0).div_(std * 255.0)
+            normalise(tile, facts.mean, facts.std)
             for tile in cut_each(image, tiles, resample=facts.resample, fill=fill)
         ]
 
@@ -145,7 +227,7 @@ class MMLMImageProcessor(BaseImageProcessor):
         """Turn one picture, a list, or a list of lists into what the model takes."""
         return BatchFeature(self.together([self.look(picture) for picture in _flat(images)]))
 
-    def together(self, looks: Sequence[tuple[Tensor, Size]]) -> dict[str, Tensor]:
+    def together(self, looks: Sequence[tuple[Tensor, Size | ClipSize]]) -> dict[str, Tensor]:
         """Return what the model takes for pictures in reading order, given what `look` gave.
 
         ``pixel_values``, and ``image_sizes`` where the image policy needs them.
@@ -155,11 +237,14 @@ class MMLMImageProcessor(BaseImageProcessor):
         values = {"pixel_values": torch.cat([pixels for pixels, _ in looks])}
         return values | self.sizes([size for _, size in looks])
 
-    def sizes(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
-        """Return ``image_sizes`` if the image policy needs them."""
+    def sizes(self, sizes: Sequence[Size | ClipSize]) -> dict[str, Tensor]:
+        """Return ``image_sizes`` if the model needs them: ``(n, 2)``, or ``(n, 4)`` with clips."""
         if not sizes or not self.counter.needs_sizes:
             return {}
-        return {"image_sizes": torch.tensor([list(size) for size in sizes])}
+        rows = [list(size) for size in sizes]
+        if self.counter.video is not None:
+            rows = [row + [0] * (len(ClipSize._fields) - len(row)) for row in rows]
+        return {"image_sizes": torch.tensor(rows)}
 
 
 @dataclass(frozen=True)
@@ -179,7 +264,7 @@ class Encoded:
     pixel_values: Tensor | None
     image_spans: list[tuple[int, int]]
     text: str
-    image_sizes: tuple[Size, ...] = ()
+    image_sizes: tuple[Size | ClipSize, ...] = ()
 
 
 class MMLMProcessor(ProcessorMixin):
@@ -208,13 +293,12 @@ class MMLMProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=self.chat.template)
 
     def count_tokens(self, picture: Any) -> int:
-        """The number of placeholders of a picture (or of a `Size`), without reading pixels."""
+        """The number of placeholders of a picture, clip or size; pixels are read only to drop."""
         return self.image_processor.count_tokens(self.size_of(picture))
 
-    def size_of(self, picture: Any) -> Size:
-        """The height and width of a picture (or of a `Size`), from its header."""
-        readers = self.image_processor.counter.policy.readers
-        return picture if isinstance(picture, Size) else read_size(picture, readers=readers)
+    def size_of(self, picture: Any) -> Size | ClipSize:
+        """The size of a picture or clip (or a size as it is)."""
+        return self.image_processor.size_of(picture)
 
     def encode_chat(
         self,
@@ -350,6 +434,23 @@ def _at_size(tile: Tile, size: Size) -> Tile:
     return Tile(tile.box, size, Size(max(1, scaled.height), max(1, scaled.width)), at)
 
 
+def new_places(tiles: Tensor, grid: tuple[int, int], least: float) -> Tensor:
+    """Say where frames differ from those before them (VideoLLaMA 3, arXiv 2501.13106).
+
+    The first frame is new everywhere, and every frame in one place at least.
+
+    Shapes:
+        tiles: ``(frames, channels, height, width)``, from 0 to 255
+        returns: ``(frames, rows, columns)``, True where the mean difference is above `least`
+    """
+    moved = tiles.float().diff(dim=0).abs().mean(1, keepdim=True)
+    change = torch.nn.functional.adaptive_avg_pool2d(moved, grid)[:, 0].flatten(1)
+    new = change > least
+    if len(new):
+        new[torch.arange(len(new)), change.argmax(1)] = True
+    return torch.cat([new.new_ones(1, new.shape[1]), new]).view(len(tiles), *grid)
+
+
 def _read_file(name: str, file: str, places: dict[str, Any]) -> str | None:
     path = cached_file(
         name, file, **places, _raise_exceptions_for_missing_entries=False,
@@ -361,7 +462,7 @@ def _read_file(name: str, file: str, places: dict[str, Any]) -> str | None:
 def _flat(images: Any) -> list[Any]:
     if images is None:
         return []
-    if isinstance(images, list | tuple):
+    if isinstance(images, list | tuple) and not isinstance(images, Size | ClipSize):
         return [picture for entry in images for picture in _flat(entry)]
     return [images]
 

@@ -72,7 +72,7 @@ def test_every_way_to_write_an_image_is_understood(piece):
         ({"role": "robot", "content": ""}, r"\(got 'robot'\)"),
         ({"role": "user"}, r"messages\[0\]\.content must be a string or a list \(got None\)"),
         (
-            {"role": "user", "content": [{"type": "video"}]},
+            {"role": "user", "content": [{"type": "sound"}]},
             r"content\[0\] must be a text or an image",
         ),
         ({"role": "user", "content": ["hello"]}, r"content\[0\] must be a text or an image"),

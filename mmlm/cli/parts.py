@@ -15,6 +15,7 @@ from mmlm.registry import Registry
 # The key in a recipe, and where its registry is.
 REGISTRIES: dict[str, tuple[str, str]] = {
     "image": ("mmlm.images", "image_policies"),
+    "video": ("mmlm.images", "video_policies"),
     "reader": ("mmlm.images", "picture_readers"),
     "vision": ("mmlm.vision", "encoders"),
     "reducer": ("mmlm.reducers", "reducers"),

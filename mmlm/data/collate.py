@@ -18,7 +18,7 @@ from torch import Tensor
 from mmlm.data.planning import NOT_LEARNT, Planned
 from mmlm.data.schema import Sample
 from mmlm.errors import DataError
-from mmlm.features import Size
+from mmlm.features import ClipSize, Size
 from mmlm.messages import ImagePart, Message, Text, from_openai
 from mmlm.processing import MMLMProcessor
 
@@ -122,7 +122,7 @@ class MMLMCollator:
         """
         planned: list[Planned] = []
         pixels: list[Tensor] = []
-        sizes: list[Size] = []
+        sizes: list[Size | ClipSize] = []
         for index, example in enumerate(examples):
             encoded = self.processor.encode_chat(_messages_of(example), with_labels=True)
             if self.max_tokens is not None and len(encoded.ids) > self.max_tokens:

@@ -23,11 +23,11 @@ from mmlm.data.mixture import Mixture
 from mmlm.data.schema import BadRowError, Drop, Sample
 from mmlm.data.sharing import NOT_LEARNT, Coded, join, parted_questions
 from mmlm.errors import AlignmentError, ConfigError, ImageError
-from mmlm.features import Size
+from mmlm.features import ClipSize, Size
 from mmlm.images import Readers, read_size, split_reference
 from mmlm.images.decode import MAX_PIXELS, MAX_SIDE_PX
 from mmlm.images.header import quick_size
-from mmlm.messages import Message, images_of
+from mmlm.messages import Clip, Message, images_of
 from mmlm.processing import MMLMProcessor
 
 _MOST_FILE_BYTES = 2 << 30
@@ -52,7 +52,7 @@ class Planned:
     labels: NDArray[np.int64]
     images: tuple[Any, ...]
     num_tiles: int
-    sizes: tuple[Size, ...] = ()
+    sizes: tuple[Size | ClipSize, ...] = ()
     num_patches: int = 0
     pieces: tuple[int, ...] = ()
     shares: bool = False
@@ -132,23 +132,26 @@ class Planner:
             raise BadRowError("no_labels", f"none of {planned.num_tokens} tokens is learnt")
         return planned
 
-    def _count(self, pictures: list[Any]) -> tuple[list[int], int, list[Size]]:
+    def _count(self, pictures: list[Any]) -> tuple[list[int], int, list[Size | ClipSize]]:
         """Count tokens and tiles of each picture from its header."""
         counter = self.processor.image_processor.counter
         tokens: list[int] = []
-        sizes: list[Size] = []
+        sizes: list[Size | ClipSize] = []
         num_tiles = 0
         for picture in pictures:
             try:
-                size = size_of(picture, counter.policy.readers)
+                if isinstance(picture, Clip):
+                    size = self.processor.image_processor.size_of(picture)
+                else:
+                    size = size_of(picture, counter.policy.readers)
             except (ImageError, OSError) as error:
                 raise BadRowError(cause_of(picture, error), str(error)) from None
-            num_tiles += len(counter.plan(size).tiles)
+            num_tiles += counter.num_tiles(size)
             tokens.append(counter.count(size))
             sizes.append(size)
         return tokens, num_tiles, sizes
 
-    def _patches(self, size: Size) -> int:
+    def _patches(self, size: Size | ClipSize) -> int:
         """Count what the encoder sees of a picture, before anything reduces it."""
         if self.max_patches is None:
             return 0
@@ -163,7 +166,7 @@ class Planner:
         pictures: list[Any],
         tokens: list[int],
         num_tiles: int,
-        sizes: list[Size],
+        sizes: list[Size | ClipSize],
     ) -> Planned:
         parts = parted_questions(sample.messages) if sample.apart else None
         coded = [self._coded(one, tokens) for one in parts or [sample.messages]]
@@ -219,6 +222,8 @@ def size_of(picture: Any, readers: Readers) -> Size:
 def cause_of(picture: Any, error: Exception) -> str:
     """Return why a picture was refused: because it is too large, or because it is broken."""
     try:
+    if isinstance(picture, Clip):
+        return "bad_image"
         read_size(picture, max_pixels=sys.maxsize)
     except (ImageError, OSError) as again:
         error = again

@@ -24,7 +24,7 @@ from mmlm.config import Config
 from mmlm.data.base import SourceConfig
 from mmlm.data.schema import BadRowError, Sample
 from mmlm.data.sources_shapes import checked, image_list, read_shape, shape_of, short
-from mmlm.messages import ImagePart, Message, Part, Text
+from mmlm.messages import Clip, ImagePart, Message, Part, Text, images_of
 
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 _DATA_URL = re.compile(r"^data:image/[a-zA-Z0-9.+-]+;base64,")
@@ -201,7 +201,11 @@ def _with_paths(message: Message, folder: Path) -> Message:
     return Message(message.role, tuple(parts), message.learn)
 
 
-def _located(image: Any, folder: Path) -> str | bytes:
+def _located(image: Any, folder: Path) -> str | bytes | Clip:
+    if isinstance(image, Clip):
+        if isinstance(image.source, str):
+            return Clip(_located(image.source, folder))
+        return Clip(tuple(_located(frame, folder) for frame in image.source))
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str) or not image:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmlm.data.schema import BadRowError
 from mmlm.errors import DataError
-from mmlm.messages import ImagePart, Message, Part, Text, from_openai
+from mmlm.messages import Clip, ImagePart, Message, Part, Text, from_openai
 
 _SPEAKERS = {
     "human": "user",
@@ -79,6 +79,9 @@ def image_list(value: Any, key: str) -> list[Any]:
 
 
 def _image(value: Any, key: str) -> Any:
+    if isinstance(value, Clip):
+        named = isinstance(value.source, str)
+        return value if named else Clip(tuple(_image(frame, key) for frame in value.source))
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not isinstance(value, str | bytes) or value == "":

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mmlm.errors import ImageError
-from mmlm.messages import ImagePart, Message
+from mmlm.messages import Clip, ImagePart, Message
 
 _ORIENTATION = 0x0112
 
@@ -53,6 +53,9 @@ def digest(picture: Any) -> bytes:
     Raises:
         ImageError: if it is of a type that cannot be shown.
     """
+    if isinstance(picture, Clip):
+        frames = [settled(frame) for frame in _frames(picture)]
+        return hashlib.sha256(b"clip" + b"".join(map(digest, frames))).digest()
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).digest()
     if isinstance(picture, Image.Image):
@@ -66,3 +69,8 @@ def digest(picture: Any) -> bytes:
         f"A {type(picture).__name__} cannot be shown to the model. Give a path, the bytes of a "
         f"file, a PIL picture or a numpy array."
     )
+
+
+def _frames(clip: Clip) -> list[Any]:
+    """Return what a clip is named by: its file, or its frames."""
+    return [clip.source] if isinstance(clip.source, str | os.PathLike) else list(clip.source)

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from mmlm.errors import CheckpointError, ConfigError, MMLMError
 from mmlm.hub.importers import import_folder, layout_of
 from mmlm.hub.keymaps import compare_keys
-from mmlm.hub.stock import StockClass, stock_class_of
+from mmlm.hub.stock import COMPOSITION, StockClass, stock_class_of
 from mmlm.hub.weights import (
     MANIFEST,
     PICKLED,
@@ -39,7 +39,6 @@ from mmlm.processing import MMLMImageProcessor, MMLMProcessor
 from mmlm.storage.atomic import recover
 
 DELTA = "delta.json"
-COMPOSITION = ("image", "vision", "vision_facts", "reducer", "connector", "head", "sources")
 
 Parts = tuple[MMLMForConditionalGeneration, MMLMProcessor]
 

@@ -24,7 +24,7 @@ from mmlm.hub.aside import written_aside
 from mmlm.hub.card import write_card
 from mmlm.hub.parity import assert_same, listen, listen_to_folder, rounded_tables
 from mmlm.hub.remote_code import add_code
-from mmlm.hub.stock import StockClass, match, refuse
+from mmlm.hub.stock import COMPOSITION, StockClass, match, refuse
 from mmlm.hub.weights import MANIFEST, hash_weights, write_state
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
@@ -239,7 +239,7 @@ def write_papers(
     config = portable(model.config)
     composition = {
         key: getattr(config, key)
-        for key in ("image", "vision", "vision_facts", "reducer", "connector", "head", "sources")
+        for key in COMPOSITION
     }
     manifest: dict[str, Any] = {
         "format": FORMAT,

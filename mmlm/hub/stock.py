@@ -27,6 +27,11 @@ from mmlm.processing import MMLMProcessor
 from mmlm.registry import Registry
 
 LANGUAGE, HEAD = "model.language.", "lm_head."
+COMPOSITION = (
+    "image", "video", "vision", "vision_facts", "reducer", "connector", "head", "sources",
+)  # fmt: skip
+"""What of our config a folder of a stock class keeps beside it."""
+
 TOWER, CONNECTOR = "model.vision.tower.", "model.connector."
 
 
@@ -113,6 +118,9 @@ class Match(NamedTuple):
 
 def match(config: MMLMConfig) -> Match:
     """Find the stock class that a composition equals, or the nearest one and what is missing."""
+    if config.video is not None:
+        reason = "no stock class takes clips as `model.video` says; leave it out"
+        return Match(None, [f"not a stock class: {reason}"], None)
     best: Match | None = None
     for target in sorted((stock_classes[name]() for name in stock_classes), key=_rank):
         reasons = target.why_not(config)

@@ -2,6 +2,7 @@
 
     file, bytes, array ──► decode ──► RGB picture ──► plan (policy) ──► resize.cut ──► vision
 
+`frames` opens clips, and a video policy says which of their frames are taken (`video`).
 `decode` opens pictures that strangers send, and with `readers` those of a domain; an image policy
 maps a *size* to tiles, without pixels; `resize` cuts the tiles out and normalises them. Only
 `resize` needs torch, and it is imported when it is first asked for. To add a policy, write one
@@ -20,6 +21,9 @@ from mmlm.images.crop import CropConfig as CropConfig
 from mmlm.images.decode import ImageSource as ImageSource
 from mmlm.images.decode import open_image as open_image
 from mmlm.images.decode import read_size as read_size
+from mmlm.images.frames import ClipFacts as ClipFacts
+from mmlm.images.frames import clip_facts as clip_facts
+from mmlm.images.frames import open_frames as open_frames
 from mmlm.images.letterbox import LetterboxConfig as LetterboxConfig
 from mmlm.images.native import NativeConfig as NativeConfig
 from mmlm.images.planes import Planes as Planes
@@ -30,6 +34,9 @@ from mmlm.images.readers import picture_readers as picture_readers
 from mmlm.images.readers import split_reference as split_reference
 from mmlm.images.squash import SquashConfig as SquashConfig
 from mmlm.images.tiles import TilesConfig as TilesConfig
+from mmlm.images.video import FramesConfig as FramesConfig
+from mmlm.images.video import evenly as evenly
+from mmlm.images.video import video_policies as video_policies
 
 if TYPE_CHECKING:
     from mmlm.images.resize import cut as cut

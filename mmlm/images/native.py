@@ -70,7 +70,7 @@ class NativeConfig(ImagePolicyConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.min_tokens > self.max_tokens:
+        if self.rule == "smart" and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         if not 1 <= self.squares[0] <= self.squares[1]:
             raise ValueError(f"squares {list(self.squares)} must be two numbers that grow from 1")
@@ -95,7 +95,7 @@ class NativeConfig(ImagePolicyConfig):
             cells = [max(1, math.ceil(int(pixels * scale) / step)) for pixels in size]
             scaled = Size(cells[0] * step, cells[1] * step)
         rows, columns = scaled.height // step, scaled.width // step
-        if self.rule != "squares" and rows * columns > self.max_tokens:  # a strip, rounded up
+        if self.rule != "squares" and rows * columns > self.max_tokens:
             rows, columns = _within(rows, columns, self.max_tokens)
         return one_tile(Tile(box=whole(size), size=Size(rows * step, columns * step)))
 
@@ -143,9 +143,7 @@ def _fit(size: Size, step: int, most: int) -> Size:
 
 
 def _within(rows: int, columns: int, most: int) -> tuple[int, int]:
-    """Shorten the longer side of a thin strip until it is in the budget."""
-    if rows >= columns:
-        columns = min(columns, most)
-        return max(1, most // columns), columns
-    rows = min(rows, most)
-    return rows, max(1, most // rows)
+    """Shrink a grid into the budget: both sides alike, and of a thin strip the longer one."""
+    shrink = math.sqrt(most / (rows * columns))
+    rows, columns = (max(1, math.floor(count * shrink)) for count in (rows, columns))
+    return min(rows, max(1, most // columns)), min(columns, max(1, most // rows))

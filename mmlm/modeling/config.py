@@ -7,28 +7,42 @@ sub-configs of transformers. Typed views of the parts are properties. Nothing is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 from mmlm.connectors import ConnectorConfig, connectors
-from mmlm.features import Grid, Size
-from mmlm.images import ImagePlan, ImagePolicyConfig, image_policies
+from mmlm.errors import ConfigError
+from mmlm.features import ClipSize, Grid, Size
+from mmlm.images import (
+    FramesConfig,
+    ImagePlan,
+    ImagePolicyConfig,
+    Tile,
+    image_policies,
+    video_policies,
+)
 from mmlm.language import HeadRule
 from mmlm.reducers import ReducerConfig, reducers
 from mmlm.vision import VisionConfig, VisionFacts, encoders
 
+_MOST_SIZES = 1 << 16
+
 
 class TokenCounter:
-    """Counts the tokens of a picture from its size alone; holds no weights and opens no pixels.
+    """Counts the tokens of a picture or clip from its size; holds no weights, opens no pixels.
 
     Args:
         policy: How a picture becomes tiles.
         facts: What the encoder does with a tile.
         reducer: What changes the number of features, if anything.
         connector: The connector, which may change the number too (a resampler).
+        video: What becomes of clips; None takes none.
     """
 
     def __init__(
@@ -37,11 +51,15 @@ class TokenCounter:
         facts: VisionFacts,
         reducer: ReducerConfig | None,
         connector: ConnectorConfig,
+        video: FramesConfig | None = None,
     ) -> None:
         self.policy = policy
         self.facts = facts
         self.reducer = reducer
         self.connector = connector
+        self.video = video
+        self.frame_policy = policy if video is None else video.frame_policy(policy)
+        self._counts: dict[Size, int] = {}
 
     @property
     def side(self) -> Size:
@@ -59,23 +77,71 @@ class TokenCounter:
     @property
     def is_flat(self) -> bool:
         """Whether pixels travel as one row of numbers; see `mmlm.modeling.pictures`."""
-        return self.policy.ragged or bool(self.facts.parts)
+        return self.policy.ragged or bool(self.facts.parts) or self.video is not None
 
     @property
     def needs_sizes(self) -> bool:
         """Whether the model must be told the sizes of the pictures."""
         return self.is_flat or self.policy.needs_sizes
 
-    def plan(self, size: Size) -> ImagePlan:
-        """The tiles of a picture of this size."""
+    def plan(self, size: Size | ClipSize) -> ImagePlan:
+        """The tiles of a picture of this size, or the frames of a clip."""
+        if isinstance(size, ClipSize):
+            return ImagePlan((self._tile_of_frame(size),) * size.frames, size.frames, 1)
         return self.policy.plan(size, self.side, self.step)
 
-    def length(self, size: Size) -> int:
-        """How many rows of `pixel_values` a picture of this size takes."""
+    def _tile_of_frame(self, size: ClipSize) -> Tile:
+        """The one tile that a frame becomes.
+
+        Raises:
+            ConfigError: if this model takes no clips.
+        """
+        if self.video is None:
+            raise ConfigError(
+                "This model takes no clips. Write `video: {use: frames}` under `model:`, or call "
+                "`assistant.with_video()`."
+            )
+        (tile,) = self.frame_policy.plan(size.frame, self.side, self.step).tiles
+        return tile
+
+    def length(self, size: Size | ClipSize) -> int:
+        """How many rows of `pixel_values` a picture or clip takes."""
         tiles = self.plan(size).tiles
         if not self.is_flat:
             return len(tiles)
-        return sum(self.facts.num_numbers(tile.size) for tile in tiles)
+        numbers = sum(self.facts.num_numbers(tile.size) for tile in tiles)
+        return numbers + self.num_mask(size)
+
+    def num_tiles(self, size: Size | ClipSize) -> int:
+        """How many tiles of the encoder's own size a picture or clip costs, rounded up by tile."""
+        own = self.side.height * self.side.width
+        tiles = self.plan(size).tiles
+        return sum(-(-tile.size.height * tile.size.width // own) for tile in tiles)
+
+    def num_mask(self, size: Size | ClipSize) -> int:
+        """How many numbers behind a clip's pixels say which of its tokens are kept."""
+        if not isinstance(size, ClipSize) or self.video is None or self.video.drop is None:
+            return 0
+        return self.grid_of_clip(size).num_tokens
+
+    def grid_of_clip(self, size: ClipSize) -> Grid:
+        """The grid of a clip behind the connector, before anything is pooled or dropped."""
+        tile = self._tile_of_frame(size)
+        if self.video is not None and self.video.joined:
+            own = self.facts.out_grid(tile.size)
+            grid = Grid(own.frames * size.frames, own.rows, own.columns)
+            if self.reducer is not None:
+                grid = self.reducer.out_grid(grid)
+            return self.connector.out_grid(grid)
+        frame = self.grid_of_tile(tile.size)
+        return Grid(frame.frames * size.frames, frame.rows, frame.columns)
+
+    @property
+    def marks_frames(self) -> bool:
+        """Whether the marks of the image policy (ends of rows) stand in frames as well."""
+        video = self.video
+        whole = video is not None and video.pool is None and video.drop is None
+        return whole and not video.joined and self.frame_policy is self.policy
 
     def grid_of_tile(self, size: Size) -> Grid:
         """The grid that a tile of this size has when it reaches the language model."""
@@ -84,12 +150,48 @@ class TokenCounter:
             grid = self.reducer.out_grid(grid)
         return self.connector.out_grid(grid)
 
-    def count(self, size: Size) -> int:
-        """The number of placeholders of a picture of this size."""
+    def count(self, size: Size | ClipSize) -> int:
+        """The number of placeholders of a picture or clip of this size."""
+        if isinstance(size, ClipSize):
+            return self._count_clip(size)
         plan = self.plan(size)
         grids = [self.grid_of_tile(tile.size) for tile in plan.tiles]
         order = self.policy.arrange(size, plan, grids)
         return sum(grid.num_tokens for grid in grids) if order is None else len(order)
+
+    def _count_clip(self, size: ClipSize) -> int:
+        """The number of placeholders of a clip: all that follows from its size."""
+        grid = self.grid_of_clip(size)
+        if self.video is None:
+            return grid.num_tokens
+        if size.kept:
+            return size.kept
+        frame = Grid(grid.frames // size.frames, grid.rows, grid.columns)
+        order = self.order(size, [frame] * size.frames) if self.marks_frames else None
+        return self.video.pooled(grid).num_tokens if order is None else len(order)
+
+    def num_items(self, size: Size | ClipSize) -> int:
+        """How many items a picture or clip is when its tokens are put in order."""
+        if isinstance(size, ClipSize):
+            return size.frames if self.marks_frames else 1
+        return len(self.plan(size).tiles)
+
+    def order(self, size: Size | ClipSize, grids: Sequence[Grid]) -> NDArray[np.int64] | None:
+        """Say in which order the tokens of a picture or clip are read; see `arrange`."""
+        if not isinstance(size, ClipSize):
+            return self.policy.arrange(size, self.plan(size), grids)
+        if not self.marks_frames:
+            return None
+        plan = self.policy.plan(size.frame, self.side, self.step)
+        pieces: list[NDArray[np.int64]] = []
+        first = 0
+        for grid in grids:
+            places = self.policy.arrange(size.frame, plan, [grid])
+            if places is None:
+                return None
+            pieces.append(np.where(places >= 0, places + first, places))
+            first += grid.num_tokens
+        return np.concatenate(pieces)
 
     @property
     def tokens_per_tile(self) -> int:
@@ -108,6 +210,7 @@ class MMLMConfig(PretrainedConfig):
         vision_facts: What was probed when the encoder was first built.
         reducer: The reducer, or None.
         connector: The connector.
+        video: What becomes of clips, or None: ``{"use": "frames", "max_frames": 16}``.
         image_token_id: The id of the placeholder.
         head: What the language model does to its logits (soft cap, scale), see `HeadRule`.
         sources: Where the parts came from, for the card: ids, revisions, packages, notes.
@@ -135,6 +238,7 @@ class MMLMConfig(PretrainedConfig):
         head: dict[str, Any] | None = None,
         sources: dict[str, Any] | None = None,
         tie_word_embeddings: bool = False,
+        video: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.image = image or {"use": "squash"}
@@ -142,6 +246,7 @@ class MMLMConfig(PretrainedConfig):
         self.vision_facts = vision_facts
         self.reducer = reducer
         self.connector = connector or {"use": "linear"}
+        self.video = video
         self.image_token_id = image_token_id
         self.head = head or {}
         self.sources = sources or {}
@@ -184,13 +289,26 @@ class MMLMConfig(PretrainedConfig):
         return connectors.read(self.connector, origin="config.json: connector")
 
     @property
+    def video_part(self) -> FramesConfig | None:
+        """The video policy as a typed config, or None."""
+        if self.video is None:
+            return None
+        return video_policies.read(self.video, origin="config.json: video")
+
+    @property
     def head_rule(self) -> HeadRule:
         """What the language model does to its logits."""
         return HeadRule.from_dict(self.head, origin="config.json: head")
 
     def counter(self) -> TokenCounter:
         """Return what counts the tokens of a picture from its size."""
-        return TokenCounter(self.image_policy, self.facts, self.reducer_part, self.connector_part)
+        return TokenCounter(
+            self.image_policy,
+            self.facts,
+            self.reducer_part,
+            self.connector_part,
+            self.video_part,
+        )
 
 
 def _sub_config(values: Any, *, default: str | None = None) -> PretrainedConfig:

@@ -10,7 +10,7 @@ the loss without logits, and segment borders keep packed samples apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Self
 
@@ -22,8 +22,9 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
-from mmlm.features import Grid, Size, VisionFeatures
+from mmlm.features import ClipSize, Grid, Size, VisionFeatures
 from mmlm.modeling.attention import borders_given
+from mmlm.modeling.clips import connected
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head, labelled_loss, without_first_of_each
@@ -113,7 +114,7 @@ class MMLMModel(PreTrainedModel):
         super()._init_weights(module)
 
     def encode_images(
-        self, pixel_values: Tensor, sizes: Sequence[Size] | None = None
+        self, pixel_values: Tensor, sizes: Sequence[Size | ClipSize] | None = None
     ) -> VisionFeatures:
         """Return the encoder's features, without a graph where the encoder stands still.
 
@@ -131,7 +132,7 @@ class MMLMModel(PreTrainedModel):
             return encode_numbers(self.vision, pixels, self.counter, sizes)
 
     def encode_pictures(
-        self, pixels: Sequence[Tensor], sizes: Sequence[Size]
+        self, pixels: Sequence[Tensor], sizes: Sequence[Size | ClipSize]
     ) -> list[VisionFeatures]:
         """Return the encoder's features of each picture.
 
@@ -173,21 +174,24 @@ class MMLMModel(PreTrainedModel):
             vision_values: ``(total_tokens, vision_width)``: encoder features computed earlier
             vision_grids: ``(tiles, 3)``: their grids
         """
+        counter = self.counter
+        known = vision_values is not None
+        if not known and (pixel_values is None or not pixel_values.shape[0]):
+            return None
+        marked = self.marks is not None or counter.video is not None
+        sizes = sizes_of(image_sizes) if marked or (counter.is_flat and not known) else []
         if vision_values is not None:
             if vision_grids is None:
                 raise AlignmentError("`vision_values` came without `vision_grids`; pass both.")
             grids = tuple(Grid(*row) for row in vision_grids.tolist())
-            features = self.connect(VisionFeatures(vision_values, grids))
-        elif pixel_values is not None and pixel_values.shape[0]:
-            if self.counter.is_flat:
-                features = self.connect(self.encode_images(pixel_values, sizes_of(image_sizes)))
-            else:
-                features = self.connect(self.encode_images(pixel_values))
+            features = VisionFeatures(vision_values, grids)
         else:
-            return None
+            assert pixel_values is not None
+            features = self.encode_images(pixel_values, sizes if counter.is_flat else None)
+        features = connected(self.connect, features, counter, sizes, pixel_values)
         if self.marks is None:
             return features
-        return arrange(features, self.counter, sizes_of(image_sizes), self.marks)
+        return arrange(features, counter, sizes, self.marks)
 
     def forward(
         self,
@@ -213,6 +217,11 @@ class MMLMModel(PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         features = self.get_image_features(pixel_values, vision_values, vision_grids, image_sizes)
+        nothing: Tensor | None = None
+        if features is None and input_ids is not None and self._must_keep_in_step():
+            # Before the embedding, as a picture would be: ranks add up gradients in the order in
+            # which they come, and read weights in the order in which parts are called.
+            nothing = self._nothing_seen(input_ids.device)
         if inputs_embeds is None:
             assert input_ids is not None
             embedded: Tensor = self.get_input_embeddings()(input_ids)
@@ -221,8 +230,8 @@ class MMLMModel(PreTrainedModel):
                     embedded, features.values.to(embedded.device), input_ids,
                     placeholder_id=self.config.image_token_id,
                 )  # fmt: skip
-            elif self._must_keep_in_step():
-                embedded = embedded + self._nothing_seen(embedded)
+            elif nothing is not None:
+                embedded = embedded + nothing.to(embedded)
             inputs_embeds = embedded
         elif features is not None:
             raise AlignmentError(
@@ -261,21 +270,21 @@ class MMLMModel(PreTrainedModel):
             and torch.distributed.get_world_size() > 1
         )
 
-    def _nothing_seen(self, like: Tensor) -> Tensor:
+    def _nothing_seen(self, device: torch.device) -> Tensor:
         """Run one empty picture and return zero: a rank with text alone must not hang others."""
         facts, side = self.counter.facts, self.counter.side
-        sizes = torch.tensor([side], device=like.device)
+        sizes = torch.tensor([side], device=device)
         shape = (self.counter.length(side),)
         if not self.counter.is_flat:
             shape = (*shape, facts.channels, *side)
-        blank = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        blank = torch.zeros(shape, device=device)
         features = self.get_image_features(blank, image_sizes=sizes)
         assert features is not None
         nothing = features.values.sum()
         if self.injection is not None:  # what is only read between the layers must not idle either
             nothing = nothing + sum(weight.sum() for weight in self.connector.parameters())
             nothing = nothing + sum(layer.values.sum() for layer in features.layers)
-        return nothing.to(like.dtype) * 0.0
+        return nothing * 0.0
 
 
 class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -394,9 +403,13 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: int | Tensor = 0,
         cu_seq_lens_q: Int[Tensor, " borders"] | None = None,
+        instead: Callable[[Self], Any] | None = None,
         **kwargs: Any,
     ) -> MMLMOutput:
         """Return logits, and with `labels` the loss; with `loss_only` the loss alone.
+
+        With `instead` the pass is what that function does with the parts, and its result is
+        returned: an objective that calls parts by themselves works so where weights are spread.
 
         Shapes:
             input_ids: ``(batch, tokens)``
@@ -406,6 +419,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cu_seq_lens_q: ``(segments + 1,)``, borders of the samples packed into one row
             logits: ``(batch, tokens or logits_to_keep, vocabulary)``
         """
+        if instead is not None:
+            return instead(self)
         if cu_seq_lens_q is not None:
             longest = int(cu_seq_lens_q.diff().max())
             kwargs |= {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_q}

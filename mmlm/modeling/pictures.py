@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.errors import AlignmentError
-from mmlm.features import Grid, Size, VisionFeatures
+from mmlm.features import ClipSize, Grid, Size, VisionFeatures
 from mmlm.modeling.config import TokenCounter
-from mmlm.vision import VisionEncoder
+from mmlm.vision import VisionEncoder, in_order, rolling
 
 
 class Marks(nn.Module):
@@ -34,8 +34,12 @@ class Marks(nn.Module):
         self.weight = nn.Parameter(torch.randn(num_marks, text_width) * text_width**-0.5)
 
 
-def sizes_of(image_sizes: Tensor | None) -> list[Size]:
-    """Return the sizes of pictures.
+def sizes_of(image_sizes: Tensor | None) -> list[Size | ClipSize]:
+    """Return the sizes of pictures and clips.
+
+    Shapes:
+        image_sizes: ``(pictures, 2)``; ``(pictures, 4)`` where clips may be among them: see
+            `ClipSize`; a picture has no frames
 
     Raises:
         AlignmentError: if they were not passed.
@@ -45,35 +49,54 @@ def sizes_of(image_sizes: Tensor | None) -> list[Size]:
             "This model's image policy needs `image_sizes`, the height and width of each picture, "
             "beside the pixels. The processor returns them; pass everything that it returns."
         )
-    return [Size(*row) for row in image_sizes.tolist()]
+    rows = image_sizes.tolist()
+    return [ClipSize(*row) if any(row[2:]) else Size(*row[:2]) for row in rows]
 
 
-def tile_sizes(counter: TokenCounter, sizes: Sequence[Size]) -> list[Size]:
+def tile_sizes(counter: TokenCounter, sizes: Sequence[Size | ClipSize]) -> list[Size]:
     """Return the size of each tile of all pictures."""
     return [tile.size for size in sizes for tile in counter.plan(size).tiles]
 
 
 def encode_numbers(
-    vision: VisionEncoder, numbers: Tensor, counter: TokenCounter, sizes: Sequence[Size]
+    vision: VisionEncoder,
+    numbers: Tensor,
+    counter: TokenCounter,
+    sizes: Sequence[Size | ClipSize],
 ) -> VisionFeatures:
-    """Encode pictures that came as one row of numbers.
+    """Encode pictures and clips that came as one row of numbers.
 
     Raises:
         AlignmentError: if the numbers are not those of pictures of these sizes.
     """
-    tiles = tile_sizes(counter, sizes)
-    wanted = sum(counter.facts.num_numbers(size) for size in tiles)
-    if numbers.shape != (wanted,):
+    lengths = [counter.length(size) for size in sizes]
+    if numbers.shape != (sum(lengths),):
         raise AlignmentError(
-            f"{len(sizes)} pictures with {len(tiles)} tiles have {wanted:,} numbers, and "
-            f"`pixel_values` has the shape {tuple(numbers.shape)}. Pass `pixel_values` and "
-            f"`image_sizes` of the same pictures, as the processor returns them."
+            f"{len(sizes)} pictures with {len(tile_sizes(counter, sizes))} tiles have "
+            f"{sum(lengths):,} numbers, and `pixel_values` has the shape {tuple(numbers.shape)}. "
+            f"Pass `pixel_values` and `image_sizes` of the same pictures, as the processor "
+            f"returns them."
         )
-    return vision.encode_numbers(numbers, tiles)
+    pixels = [
+        piece[: len(piece) - counter.num_mask(size)]
+        for piece, size in zip(numbers.split(lengths), sizes, strict=True)
+    ]
+    share = 0.0 if counter.video is None else counter.video.roll
+    if not share:
+        together = numbers if sum(map(len, pixels)) == len(numbers) else torch.cat(pixels)
+        return vision.encode_numbers(together, tile_sizes(counter, sizes))
+    found: list[VisionFeatures] = []
+    for piece, size in zip(pixels, sizes, strict=True):  # the frames of one clip are one batch
+        with rolling(vision, share if isinstance(size, ClipSize) else 0.0):
+            found.append(vision.encode_numbers(piece, tile_sizes(counter, [size])))
+    return in_order(found, range(sum(len(each.grids) for each in found)))
 
 
 def arrange(
-    features: VisionFeatures, counter: TokenCounter, sizes: Sequence[Size], marks: Marks
+    features: VisionFeatures,
+    counter: TokenCounter,
+    sizes: Sequence[Size | ClipSize],
+    marks: Marks,
 ) -> VisionFeatures:
     """Put the tokens of each picture in the order of the image policy, with its marks.
 
@@ -90,9 +113,8 @@ def arrange(
     order: list[Tensor] = []
     first = 0
     for size in sizes:
-        plan = counter.plan(size)
-        last = first + len(plan.tiles)
-        places = counter.policy.arrange(size, plan, features.grids[first:last])
+        last = first + counter.num_items(size)
+        places = counter.order(size, features.grids[first:last])
         if places is None:
             order.append(torch.arange(offsets[first], offsets[last]))
         else:
@@ -111,7 +133,7 @@ def arrange(
 
 
 def split_by_picture(
-    features: VisionFeatures, counter: TokenCounter, sizes: Sequence[Size]
+    features: VisionFeatures, counter: TokenCounter, sizes: Sequence[Size | ClipSize]
 ) -> list[VisionFeatures]:
     """Split the encoder's features into those of each picture."""
     offsets, pieces, first = features.offsets, list[VisionFeatures](), 0
@@ -124,7 +146,7 @@ def split_by_picture(
 
 
 def images_by_row(
-    counter: TokenCounter, sizes: Sequence[Size], slots: Sequence[int]
+    counter: TokenCounter, sizes: Sequence[Size | ClipSize], slots: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Deal pictures to the rows of a batch, by the placeholders that each row has.
 

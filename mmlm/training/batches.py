@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmlm.data.collate import by_piece, collate_packed, collate_padded
 from mmlm.data.pairs import PlannedPair
 from mmlm.data.pipeline import PreparedRow
-from mmlm.features import Size, VisionFeatures
+from mmlm.features import ClipSize, Size, VisionFeatures
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.training.feature_cache import FeatureCache, ImageKeys
@@ -99,11 +99,13 @@ class Batcher:
         grids = torch.tensor([list(grid) for grid in features.grids])
         return {"vision_values": features.values.to(self._device), "vision_grids": grids, **inputs}
 
-    def _features(self, row: PreparedRow, sizes: list[Size], cache: FeatureCache) -> VisionFeatures:
+    def _features(
+        self, row: PreparedRow, sizes: list[Size | ClipSize], cache: FeatureCache
+    ) -> VisionFeatures:
         """Encode what is new in this row, and take the rest from the cache."""
         pictures = [image for sample in row.samples for image in sample.images]
         known: dict[str, VisionFeatures] = {}
-        missing: dict[str, tuple[Tensor, Size]] = {}
+        missing: dict[str, tuple[Tensor, Size | ClipSize]] = {}
         for (key, tiles), picture, size in zip(row.images, pictures, sizes, strict=True):
             if key in known or key in missing:
                 continue
@@ -121,7 +123,7 @@ class Batcher:
         return VisionFeatures(values, tuple(grid for one in chosen for grid in one.grids))
 
     def _encode(
-        self, missing: dict[str, tuple[Tensor, Size]], cache: FeatureCache
+        self, missing: dict[str, tuple[Tensor, Size | ClipSize]], cache: FeatureCache
     ) -> dict[str, VisionFeatures]:
         keys = list(missing)
         counter = self._model.model.counter

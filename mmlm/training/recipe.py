@@ -25,7 +25,7 @@ Sharding = Literal[
 ]  # fmt: skip
 """How weights, gradients and moments are spread over devices; see `mmlm.training.parallel`."""
 
-MODEL_KEYS = ("image", "vision", "reducer", "connector", "language", "from", "whole")
+MODEL_KEYS = ("image", "video", "vision", "reducer", "connector", "language", "from", "whole")
 
 
 class Until(Config):
@@ -266,7 +266,7 @@ class Recipe(Config):
     """A whole training: a model out of parts, stages, and how to run them."""
 
     model: dict[str, Any]
-    """The parts (image, vision, reducer, connector, language), or {from: a folder or Hub id}; with
+    """The parts (image, video, vision, reducer, connector, language), or {from: a folder}; with
     {whole: true} a stock class keeps its own processor where MMLM could read its parts."""
 
     stages: list[StageConfig] = Field(min_length=1)

@@ -363,7 +363,8 @@ class Trainer:
                 )
             return None
         layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
-        if config.feature_cache == "off" or not frozen or not has_weights or layered:
+        moving = model.config.video is not None  # and no clips
+        if config.feature_cache == "off" or not frozen or not has_weights or layered or moving:
             return None
         own = run.assistant.processor.image_processor.to_dict()
         facts = {key: own[key] for key in ("image", "vision_facts")} | {"v": 1}

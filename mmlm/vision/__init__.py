@@ -4,7 +4,8 @@
                you are here
 
 `hf` takes any image tower of transformers, `timm` any model of timm, `open_clip` that of its
-checkpoints, `patches` none at all; `mixture` takes several, `scales` one at several sizes.
+checkpoints, `patches` none at all; `mixture` takes several, `scales` one at several sizes,
+`extended` adds to one.
 An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
 `VisionFacts` without the weights. To add an encoder, write one module here, register its
 config, and import it below; `tests/contracts/test_vision.py` finds it.
@@ -14,6 +15,10 @@ from mmlm.vision.base import VisionConfig as VisionConfig
 from mmlm.vision.base import VisionEncoder as VisionEncoder
 from mmlm.vision.base import VisionFacts as VisionFacts
 from mmlm.vision.base import encoders as encoders
+from mmlm.vision.base import in_order as in_order
+from mmlm.vision.blocks import rolling as rolling
+from mmlm.vision.extended import ExtendedConfig as ExtendedConfig
+from mmlm.vision.extended import ExtendedEncoder as ExtendedEncoder
 from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
 from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
 from mmlm.vision.mixture import MixtureConfig as MixtureConfig

@@ -8,7 +8,7 @@ Which library a tower comes from is the business of the modules beside this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -70,11 +70,14 @@ class VisionFacts(Config):
     num_layers: int = Field(default=0, ge=0)
     """Further hidden states or stages that come beside the features."""
 
+    maps: int = Field(default=1, ge=1)
+    """Maps that a tile becomes: more than one where channels have tokens of their own."""
+
     parts: tuple[VisionFacts, ...] = ()
     """The facts of each encoder, where several work together; each gets pixels of its own."""
 
     inner: VisionFacts | None = None
-    """The facts of the encoder that this one runs several times (`scales`)."""
+    """The facts of the encoder that this one runs (`scales`, `extended`)."""
 
     tower: dict[str, Any] | None = None
     """The tower's config as transformers writes it, where it is one of several."""
@@ -104,7 +107,7 @@ class VisionFacts(Config):
             )
         if self.kept_prefix:
             return Grid(1, 1, rows * columns + self.kept_prefix)
-        return Grid(1, rows, columns)
+        return Grid(self.maps, rows, columns)
 
     def views(self, size: Size) -> list[tuple[VisionFacts, Size]]:
         """Return, for each encoder that sees a tile of this size, its facts and its own size."""
@@ -168,6 +171,9 @@ class VisionEncoder(nn.Module):
         facts: What is known about this encoder.
     """
 
+    packs_tiles: ClassVar[bool] = False
+    """Whether the tokens of all tiles stand in one row while they are encoded."""
+
     def __init__(self, facts: VisionFacts) -> None:
         super().__init__()
         self.facts = facts
@@ -185,6 +191,14 @@ class VisionEncoder(nn.Module):
 
         Returns:
             One item for each tile, with the grid ``facts.out_grid(size)``.
+        """
+        raise NotImplementedError
+
+    def raw(self, pixels: Tensor) -> list[Tensor]:
+        """Return the features and further layers as the network gives them, before packing.
+
+        Shapes:
+            returns: ``(tiles, num_prefix + places, width)`` or ``(tiles, width, rows, columns)``
         """
         raise NotImplementedError
 

@@ -292,13 +292,17 @@ class HFVisionEncoder(VisionEncoder):
         size = Size(*pixels.shape[-2:])
         self.facts.out_grid(size)  # refuses a size that the tower does not take
         packed: list[VisionFeatures] = []
-        for features in self._features(self.tower, pixels.to(self.tower.dtype)):
+        for features in self.raw(pixels):
             if features.ndim == 4:
                 features = hf_facts.map_to_tokens(features, self.facts.width)
             if features.shape[0] != pixels.shape[0]:  # Pixtral packs its tiles into one row itself
                 features = features.unflatten(1, (pixels.shape[0], -1))[0]
             packed.append(pack_tokens(features, self.facts, size))
         return replace(packed[0], layers=tuple(packed[1:]))
+
+    def raw(self, pixels: Tensor) -> list[Tensor]:
+        """Return the features and further layers as the network gives them."""
+        return self._features(self.tower, pixels.to(self.tower.dtype))
 
     def idle_parameters(self) -> frozenset[str]:
         """Name the parameters after the last hidden state that is used."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ class NaflexEncoder(VisionEncoder):
         pixels:  ``(tiles, channels, height, width)``, normalised; see also `encode_tiles`
         returns: values ``(Σ rows · columns, width)``
     """
+
+    packs_tiles: ClassVar[bool] = True
 
     def __init__(
         self,

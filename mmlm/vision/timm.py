@@ -259,11 +259,15 @@ class TimmVisionEncoder(VisionEncoder):
         """Encode tiles."""
         size = Size(*pixels.shape[-2:])
         self.facts.out_grid(size)  # refuses a size that the network does not take
-        features, *more = self._features(self.tower, pixels.to(self.tower.dtype))
+        features, *more = self.raw(pixels)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
         packed = pack_tokens(features, self.facts, size)
         return replace(packed, layers=tuple(_pack_map(each) for each in more))
+
+    def raw(self, pixels: Tensor) -> list[Tensor]:
+        """Return the features and further layers as the network gives them."""
+        return self._features(self.tower, pixels.to(self.tower.dtype))
 
     def idle_parameters(self) -> frozenset[str]:
         """Name the parameters after the chosen map."""

@@ -81,6 +81,19 @@ TINY = {
         {"use": "scales", "encoder": HF["siglip"], "factors": [1, 2]},
         {"use": "scales", "encoder": HF["clip"], "factors": [1, 3], "dynamic": True},
     ],
+    "extended": [
+        {"use": "extended", "encoder": HF["clip"], "registers": 2},
+        {"use": "extended", "encoder": TIMM | {"checkpoint": "test_vit"}, "registers": 3},
+        {"use": "extended", "encoder": HF["dinov2"] | {"layer": "last"}, "channel_tokens": 5},
+        {"use": "extended", "encoder": HF["siglip"] | {"layers": [1, -1]}, "positions": "lookhere"},
+        {
+            "use": "extended",
+            "encoder": HF["dinov2_with_registers"],
+            "registers": 1,
+            "channel_tokens": 2,
+            "positions": "lookhere",
+        },
+    ],
 }
 CASES = [words for group in TINY.values() for words in group]
 
@@ -88,7 +101,10 @@ CASES = [words for group in TINY.values() for words in group]
 def name_of(words: dict) -> str:
     config = words.get("config", {})
     kind = words.get("checkpoint") or config.get("model_type") or words["use"]
-    keys = ("layer", "layers", "feature", "prefix", "fuse", "factors", "dynamic")
+    keys = (
+        "layer", "layers", "feature", "prefix", "fuse", "factors", "dynamic", "registers",
+        "channel_tokens", "positions",
+    )  # fmt: skip
     more = [str(words[key]) for key in keys if key in words]
     return "-".join([kind, *more])
 

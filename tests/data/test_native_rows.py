@@ -44,6 +44,12 @@ def test_patches_are_counted_from_headers(tmp_path, tiny):
     assert "run.row_patches" in plans.plan(2).detail
 
 
+def test_a_large_picture_is_as_many_tiles_as_it_is_large(tmp_path, tiny):
+    plans = planner(tmp_path, tiny)
+    found = [plans.plan(number).num_tiles for number in range(len(SIZES))]
+    assert found == [-(-height * width // 32**2) for height, width in SIZES]
+
+
 def test_rows_of_a_stream_keep_both_budgets(tmp_path, tiny):
     packing = PackingConfig(row_tokens=400, pool_samples=4, max_patches=64)
     plans = planner(tmp_path, tiny, max_patches=64)

@@ -15,6 +15,7 @@ from mmlm.images import (
     LetterboxConfig,
     SquashConfig,
     cut_all,
+    image_policies,
     mean_fill,
     normalise,
     resize,
@@ -98,6 +99,27 @@ def test_crop_with_zoom_equals_the_processor_of_dinov2_to_the_last_bit():
 
     theirs = BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56})
     assert_same_pixels(CropConfig(zoom=64 / 56), theirs, 56)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", "nearest-exact"])
+@pytest.mark.parametrize("size", [(48, 64), (301, 200), (20, 333), (7, 5)])
+def test_rows_then_columns_in_strips_is_what_one_pass_gives(size, resample, monkeypatch):
+    tile = Tile((0, 0, size[1], size[0]), Size(24, 40))
+    at_once = cut(noise(*size), tile, resample=resample)
+    monkeypatch.setattr(resize, "_STRIP_PIXELS", 100)
+    assert torch.equal(cut(noise(*size), tile, resample=resample), at_once)
+
+
+def test_normalising_leaves_the_pixels_as_they_were():
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    window = torch.from_numpy(np.array(noise(30, 40))).permute(2, 0, 1)[:, 3:20, 5:30]
+    for pixels in (window, window.float(), window.float().contiguous()):
+        before = pixels.clone()
+        got = normalise(pixels, mean, std)
+        assert torch.equal(pixels, before)
+        for channel in range(3):
+            offset, scale = (torch.tensor(value[channel]) * 255 for value in (mean, std))
+            assert torch.equal(got[channel], (before[channel].float() - offset) / scale)
 
 
 def test_letterbox_of_a_strip_equals_the_padded_square():
@@ -193,3 +215,18 @@ def test_every_tile_has_the_size_that_was_planned(height, width, side, policy):
     assert tiles.shape == (1, 3, *side)
     # A picture of one colour stays of one colour, fill included.
     assert (tiles.amax((0, 2, 3)) - tiles.amin((0, 2, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 11, 40])
+@pytest.mark.parametrize("rule", ["smart", "fit", "long_side"])
+def test_a_small_budget_keeps_the_proportions_of_a_picture(rule, most):
+    words = {"use": "native", "rule": rule, "max_tokens": most, "min_tokens": 1}
+    policy = image_policies.read(words, origin="image")
+    for size in (Size(300, 200), Size(1000, 900), Size(200, 300)):
+        ((height, width),) = [tile.size for tile in policy.plan(size, Size(32, 32), 8).tiles]
+        assert height // 8 * (width // 8) <= most
+        # Both sides are whole cells, rounded down or up by less than one.
+        assert (height - 8) * size.width < (width + 8) * size.height
+        assert (width - 8) * size.height < (height + 8) * size.width
+    if rule != "smart":  # the least number of cells belongs to `smart` alone
+        image_policies.read({"use": "native", "rule": rule, "max_tokens": 1}, origin="image")
