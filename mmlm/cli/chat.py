@@ -51,6 +51,12 @@ def _arguments(parser: Parser) -> None:
         help="0, the default, always answers alike",
     )
     parser.add_argument(
+        "--visual-tokens",
+        metavar="K",
+        type=int,
+        help="show the first K tokens of each picture; for models with ordered_queries",
+    )
+    parser.add_argument(
         "--bits",
         metavar="N",
         type=int,
@@ -71,7 +77,11 @@ def _run(options: Options) -> None:
         from mmlm.generation.bits import hold_in_bits
 
         hold_in_bits(assistant.model, options.bits)
-    chat = assistant.chat(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    chat = assistant.chat(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        visual_tokens=options.visual_tokens,
+    )
     terminal = Terminal(chat, as_json=options.json)
     terminal.show(options.image)
     if options.prompt is not None:

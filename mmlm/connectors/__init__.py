@@ -43,6 +43,9 @@ from mmlm.connectors.ordered_queries import (
 )
 from mmlm.connectors.perceiver import PerceiverConnector as PerceiverConnector
 from mmlm.connectors.perceiver import PerceiverConnectorConfig as PerceiverConnectorConfig
+from mmlm.connectors.prefix import check_visual_tokens as check_visual_tokens
+from mmlm.connectors.prefix import num_shown as num_shown
+from mmlm.connectors.prefix import visual_tokens as visual_tokens
 from mmlm.connectors.qformer import QFormerConnector as QFormerConnector
 from mmlm.connectors.qformer import QFormerConnectorConfig as QFormerConnectorConfig
 from mmlm.connectors.qladder import QLadderConnector as QLadderConnector

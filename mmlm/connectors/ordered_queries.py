@@ -1,7 +1,8 @@
 """The connector `ordered_queries`: the most important tokens first, so that any prefix works.
 
 Queries read the picture, and each sees only the queries before it, so that the first k tokens
-never depend on those after them. While training, a random tail is blanked (nested dropout;
+never depend on those after them; `visual_tokens` in the settings of an answer shows that many.
+While training, a random tail is blanked (nested dropout;
 Rippel et al. 2014): what matters is pressed to the front. The same weights with the first k
 queries alone (`tokens: k`) give the first k tokens. The idea is that of One-D-Piece (arXiv
 2501.10064) and FlexTok (arXiv 2502.13967), whose tokens rebuild pictures.
@@ -19,6 +20,7 @@ from mmlm.connectors.activations import ActivationName, activation
 from mmlm.connectors.attention import STD, Attention, Initialisation, mimetic_, normal_
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.connectors.groups import each_group
+from mmlm.connectors.prefix import num_shown
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, VisionFeatures
 
@@ -62,8 +64,8 @@ class OrderedQueriesConnectorConfig(ConnectorConfig):
         return self
 
     def out_grid(self, grid: Grid) -> Grid:
-        """Return one row of queries."""
-        return Grid(1, 1, self.tokens)
+        """Return one row of queries: all, or as many as are shown (`visual_tokens`)."""
+        return Grid(1, 1, num_shown(self.tokens))
 
     def build(self, *, vision_width: int, text_width: int) -> OrderedQueriesConnector:
         """Build the connector between features and embeddings of these widths."""
@@ -143,14 +145,15 @@ class OrderedQueriesConnector(Connector):
 
     def _read(self, maps: list[Tensor]) -> Tensor:
         context = maps[0].flatten(1, 3)
-        queries = self.queries.expand(context.shape[0], -1, -1)
+        shown = self.queries[: num_shown(self.config.tokens)]
+        queries = shown.expand(context.shape[0], -1, -1)
         for layer in self.layers:
             queries = layer(queries, context)
         tokens = self.project(self.norm(queries))
         if self.blank is None or not self.training:
             return tokens
         kept = self._lengths(tokens.shape[0]).to(tokens.device)
-        tail = torch.arange(self.config.tokens, device=tokens.device) >= kept[:, None]
+        tail = torch.arange(tokens.shape[1], device=tokens.device) >= kept[:, None]
         return torch.where(tail[..., None], self.blank.to(tokens.dtype), tokens)
 
     def _lengths(self, items: int) -> Tensor:

@@ -121,6 +121,9 @@ class Answering:
     began: float
     form: JsonForm | None = None
 
+    visual_tokens: int | None = None
+    """How many tokens of each picture are shown; None for all."""
+
     ended: bool = False
     """Whether no token follows."""
 

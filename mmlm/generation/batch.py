@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmlm.connectors import ConnectorConfig, check_visual_tokens, visual_tokens
 from mmlm.generation.settings import GenerationSettings, Request
-from mmlm.modeling import MMLMForConditionalGeneration
+from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import Encoded, MMLMProcessor
 from mmlm.whole import WholeProcessor
 
@@ -38,14 +39,15 @@ def answer_batch(
     if not requests:
         return []
     settings = settings or GenerationSettings()
-    prompts = [
-        processor.encode_chat(request.conversation(), add_generation_prompt=True)
-        for request in requests
-    ]
-    inputs = model_inputs(prompts, processor, model)
+    check_visual_tokens(settings.visual_tokens, connector_of(model))
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    with torch.inference_mode():
+    with torch.inference_mode(), visual_tokens(settings.visual_tokens):
+        prompts = [
+            processor.encode_chat(request.conversation(), add_generation_prompt=True)
+            for request in requests
+        ]
+        inputs = model_inputs(prompts, processor, model)
         generator: Any = model
         output = generator.generate(**inputs, **generate_options(processor, settings))
     start = inputs["input_ids"].shape[1]
@@ -75,6 +77,12 @@ def model_inputs(
     sizes = [size for prompt in prompts for size in prompt.image_sizes]
     inputs |= processor.image_processor.sizes(sizes)
     return inputs
+
+
+def connector_of(model: Any) -> ConnectorConfig | None:
+    """Return the connector's config, or None for a stock class taken whole."""
+    config = getattr(model, "config", None)
+    return config.connector_part if isinstance(config, MMLMConfig) else None
 
 
 def pad_id(processor: MMLMProcessor) -> int:

@@ -26,11 +26,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mmlm.connectors import check_visual_tokens, visual_tokens
 from mmlm.errors import CheckpointError, ConfigError, MMLMError
 from mmlm.generation.answering import Answering as Answering
 from mmlm.generation.answering import Kept, Key
 from mmlm.generation.answering import Piece as Piece
 from mmlm.generation.answering import Usage as Usage
+from mmlm.generation.batch import connector_of
 from mmlm.generation.choosing import Chooser
 from mmlm.generation.identity import digest, settled, with_images
 from mmlm.generation.json_form import JsonForm
@@ -134,7 +136,9 @@ class Sessions:
                 f"num_beams is {settings.num_beams}: a beam search knows its words only at the "
                 f"end and cannot be streamed. Set num_beams to 1, or use `answer_all`."
             )
-        prompt, keys, pictures = self._encode(messages)
+        check_visual_tokens(settings.visual_tokens, connector_of(self.model))
+        with visual_tokens(settings.visual_tokens):
+            prompt, keys, pictures = self._encode(messages)
         limit = self._room(len(prompt.ids), settings.max_new_tokens)
         kept, start = self._take(keys, prompt.image_spans)
         stop_ids = frozenset(self.processor.chat.stop_ids)
@@ -145,6 +149,7 @@ class Sessions:
             chooser=Chooser(settings, prompt.ids, self.model.device),
             words=Words(tokenizer, settings.stop), stop_ids=stop_ids, limit=limit,
             num_top=num_top, began=began, form=JsonForm(tokenizer, stop_ids) if as_json else None,
+            visual_tokens=settings.visual_tokens,
         )  # fmt: skip
 
     def end(self, answering: Answering) -> None:
@@ -241,7 +246,8 @@ class Sessions:
         ids = torch.tensor([prompt.ids[start:]], device=self.model.device)
         pixels, sizes = seen.get("pixel_values"), seen.get("image_sizes")
         pixels = None if pixels is None else pixels.to(self.model.device)
-        logits = self.read(kept, ids, pixels, image_sizes=sizes)
+        with visual_tokens(answering.visual_tokens):
+            logits = self.read(kept, ids, pixels, image_sizes=sizes)
         kept.keys += answering.keys[start:]
         return logits
 

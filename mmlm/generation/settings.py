@@ -36,6 +36,9 @@ class GenerationSettings(Config):
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
 
+    visual_tokens: int | None = Field(default=None, ge=1)
+    """Show the model this many first tokens of each picture; for connectors that order them."""
+
     seed: int | None = None
     """Makes sampling repeatable."""
 

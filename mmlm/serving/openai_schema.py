@@ -71,6 +71,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=-1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    visual_tokens: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = Field(default=None, max_length=16)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=1, ge=1, le=8)
@@ -121,6 +122,7 @@ class ChatRequest(BaseModel):
             top_p=self.top_p or 1.0,
             top_k=max(self.top_k or 0, 0),
             repetition_penalty=self.repetition_penalty or 1.0,
+            visual_tokens=self.visual_tokens,
             stop=tuple(text for text in stop if text),
             seed=seed,
         )

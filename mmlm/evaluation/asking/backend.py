@@ -21,13 +21,14 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmlm.assistant import Assistant
+from mmlm.connectors import check_visual_tokens, visual_tokens
 from mmlm.errors import EvaluationError, ImageError
 from mmlm.evaluation.asking.answers import fingerprint
 from mmlm.evaluation.asking.shared_prefix import SharedPrefix
 from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
-from mmlm.generation.batch import finish, generate_options, model_inputs
+from mmlm.generation.batch import connector_of, finish, generate_options, model_inputs
 from mmlm.messages import Message, assistant, user
 from mmlm.processing import Encoded
 from mmlm.whole import WholeProcessor
@@ -129,7 +130,13 @@ class LocalBackend:
 
         Raises:
             EvaluationError: if a picture cannot be opened, or logits are not numbers.
+            ConfigError: if `visual_tokens` is asked of a connector that does not order its tokens.
         """
+        check_visual_tokens(settings.visual_tokens, connector_of(self.model))
+        with visual_tokens(settings.visual_tokens):
+            return self._answer(cases, settings)
+
+    def _answer(self, cases: Sequence[Case], settings: GenerationSettings) -> list[str]:
         if settings.num_beams > 1:
             # Beams repeat the pixels of a row, which kept features do not follow.
             requests = [Request(case.prompt, case.images) for case in cases]
