@@ -11,6 +11,7 @@ _FORMS = {
     "stock": "a class of transformers; an error says why, where the composition equals none",
     "mmlm": "MMLM's own class; every composition has this form",
     "remote-code": "MMLM's own class with its code, for people who have no MMLM",
+    "gguf": "two files for llama.cpp and a Modelfile for Ollama; CLIP or SigLIP with mlp",
     "delta": "only what was learnt, beside the names of the base parts",
 }
 
@@ -59,6 +60,14 @@ def _export(options: Options) -> None:
             assistant.model, assistant.processor, options.out, notes=assistant.notes,
             with_code=options.to == "remote-code",
         )  # fmt: skip
+    elif options.to == "gguf":
+        from mmlm.hub.gguf import save_gguf
+
+        proof = save_gguf(assistant.model, assistant.processor, options.out, notes=assistant.notes)
+        if proof is None:
+            print("Not compared with llama.cpp: pip install 'mmlm[llamacpp]' has it asked.")
+        else:
+            print(f"llama.cpp's next token about a fixed picture is the model's: {proof.token!r}.")
     else:
         target = None if options.to == "stock" else hub.stock_classes[options.to]()
         hub.save_stock(
@@ -126,6 +135,7 @@ COMMANDS = {
         examples=[
             ("mmlm export runs/quickstart --to delta --out small", "a few megabytes"),
             ("mmlm export runs/quickstart --to mmlm --out own", "MMLM's own class"),
+            ("mmlm export runs/llava --to gguf --out small", "for llama.cpp and Ollama"),
             ("mmlm export own --to remote-code --out open", "opens where no MMLM is installed"),
         ],
     ),

@@ -30,6 +30,8 @@ OURS = (
     "vocab.*",
     "merges.txt",
     "chat_template.*",
+    "*.gguf",
+    "Modelfile",
     "adapter_config.json",
     "delta.json",
     "mmlm.json",
@@ -70,7 +72,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; a model is saved as a folder. Name another.")
     names = {path.name for path in folder.iterdir()}
-    known = {"config.json", "delta.json"}
+    known = {"config.json", "delta.json", "Modelfile"}
     if names and not names & known:
         raise CheckpointError(
             f"{folder} holds {len(names)} entries, such as {sorted(names)[0]!r}, and no model. "

@@ -74,7 +74,7 @@ def wrap_template(
         variables: Values of the template's own variables, such as ``{"enable_thinking":
             False}``; they travel with the template and yield to what a caller passes.
     """
-    if template.startswith(_MARK):
+    if is_wrapped(template):
         return template
     fixed = "".join(
         f"{{%- if {name} is not defined %}}{{% set {name} = {_jinja_literal(value)} %}}"
@@ -90,6 +90,11 @@ def wrap_template(
 def _jinja_literal(value: Any) -> str:
     """Write a plain value as Jinja source; JSON and Jinja agree on all of them."""
     return json.dumps(value, ensure_ascii=False) if value is not None else "none"
+
+
+def is_wrapped(template: str) -> bool:
+    """Whether a template is one that `wrap_template` made."""
+    return template.startswith(_MARK)
 
 
 def template_of(tokenizer: Any) -> str:
