@@ -209,7 +209,8 @@ def size_of(picture: Any, readers: Readers) -> Size:
     if not isinstance(picture, str | os.PathLike):
         return read_size(picture, readers=readers)
     try:
-        size, length = quick_size(os.fspath(split_reference(picture)[0]))
+        path = os.fspath(picture)
+        size, length = quick_size(path if "#" not in path else str(split_reference(path)[0]))
     except (FileNotFoundError, NotADirectoryError):
         raise BadRowError("no_image_file", str(picture)) from None
     if length > _MOST_FILE_BYTES:
@@ -221,9 +222,9 @@ def size_of(picture: Any, readers: Readers) -> Size:
 
 def cause_of(picture: Any, error: Exception) -> str:
     """Return why a picture was refused: because it is too large, or because it is broken."""
-    try:
     if isinstance(picture, Clip):
         return "bad_image"
+    try:
         read_size(picture, max_pixels=sys.maxsize)
     except (ImageError, OSError) as again:
         error = again
