@@ -18,7 +18,9 @@ from mmlm.hub.save import save
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 
-HARMLESS = (".gitattributes", "README.md", "LICENSE*")
+HARMLESS = (".gitattributes", "LICENSE*")
+MARKS = ("mmlm.json", "delta.json", "Modelfile")
+"""Files that stand in every folder of ours, and say whose an earlier version is."""
 
 
 def push(
@@ -62,33 +64,29 @@ def push_folder(folder: Path, repo: str, *, force: bool = False, private: bool =
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        there = api.list_repo_files(repo)
+        info = api.model_info(repo)
     except Exception as error:  # the client raises errors of many libraries
         raise CheckpointError(
             f"The Hub refused the repository {repo!r}: {error}. Check the name (owner/name) and "
             f"that you are logged in with a token that may write:  hf auth login"
         ) from error
+    there = [entry.rfilename for entry in info.siblings or ()]
     new = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    foreign = sorted(name for name in there if not _is_model_file(name))
-    if not force and foreign:
+    if not force and (foreign := _foreign(there)):
         raise CheckpointError(
             f"The repository {repo} holds {len(foreign)} files that are no earlier version of this "
-            f"model, such as {foreign[0]!r}. Choose another name, or use force to replace them."
-        )
-    if not force and "config.json" in there and "mmlm.json" not in there:
-        raise CheckpointError(
-            f"The repository {repo} holds a model that MMLM did not write. Choose another name, or "
-            f"use force to replace it."
+            f"model, such as {foreign[0]!r}. Choose another name, or use --force to replace them."
         )
     try:
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             commit_message="Upload a model made with MMLM",
+            parent_commit=info.sha,  # the Hub refuses if somebody wrote there meanwhile
             delete_patterns=sorted(
                 name
                 for name in there
-                if name not in new and (force or _is_model_file(name)) and name != ".gitattributes"
+                if name not in new and (force or _matches(name, OURS)) and name != ".gitattributes"
             ),
         )
     except Exception as error:  # see above
@@ -98,7 +96,12 @@ def push_folder(folder: Path, repo: str, *, force: bool = False, private: bool =
     return str(address)
 
 
-def _is_model_file(name: str) -> bool:
-    """Whether a file of a repository may belong to an earlier version of a model folder."""
-    top = name.split("/")[0]
-    return any(fnmatchcase(top, pattern) for pattern in (*OURS, *HARMLESS))
+def _foreign(there: list[str]) -> list[str]:
+    """Return the files of a repository that an earlier version of ours did not bring."""
+    ours = (*OURS, *HARMLESS) if any(mark in there for mark in MARKS) else HARMLESS
+    return sorted(name for name in there if not _matches(name, ours))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file of a repository, or the folder it is in, has one of these names."""
+    return any(fnmatchcase(name.split("/")[0], pattern) for pattern in patterns)
