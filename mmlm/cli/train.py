@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 
 from mmlm.cli.base import Command, Options, Parser, hush, key_values
@@ -30,9 +32,29 @@ def _arguments(parser: Parser) -> None:
         action="store_true",
         help="build everything, print what learns and the memory it takes, and stop",
     )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=_count,
+        help="how many processes on this machine (default: one for each GPU that is visible); "
+        "under torchrun and its like, their number counts",
+    )
 
 
-def _run(options: Options) -> None:
+def _count(word: str) -> int:
+    number = int(word) if word.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of processes; 1 is the least.")
+    return number
+
+
+def _run(options: Options) -> int | None:
+    from mmlm.training.launch import is_launched, launch
+
+    if not is_launched() and not options.dry_run:
+        processes = options.processes or _visible_gpus(options)
+        if options.processes is not None or processes > 1:
+            return launch(_again(options), processes)
     from mmlm.training import train
 
     hush()
@@ -43,6 +65,26 @@ def _run(options: Options) -> None:
         fresh=options.fresh,
         dry_run=options.dry_run,
     )
+    return None
+
+
+def _visible_gpus(options: Options) -> int:
+    """Return how many GPUs a recipe may use that does not say how many processes there are."""
+    from mmlm.training import read_recipe
+
+    run = read_recipe(options.recipe, key_values(options.overrides))[0].run
+    if run.device == "cpu" or run.sharding == "none":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _again(options: Options) -> list[str]:
+    """Return the command that each process runs."""
+    command = [sys.executable, "-m", "mmlm", "train", options.recipe, *options.overrides]
+    command += ["--out", str(options.out)] if options.out is not None else []
+    return command + (["--fresh"] if options.fresh else [])
 
 
 COMMANDS = {
@@ -56,7 +98,8 @@ COMMANDS = {
             ("mmlm train quickstart", "ten minutes on a laptop"),
             ("mmlm train quickstart --dry-run", "what would it cost?"),
             ("mmlm train quickstart stages.align.peak_lr=5e-4", "change one value"),
-            ("torchrun --nproc-per-node 8 -m mmlm train RECIPE", "eight GPUs"),
+            ("mmlm train quickstart --processes 2", "two processes on this machine"),
+            ("torchrun --nproc-per-node 8 -m mmlm train RECIPE", "eight GPUs of each machine"),
         ],
     )
 }

@@ -287,17 +287,16 @@ def _in_four_bits(layer: Any) -> Any:
 @contextmanager
 def adapters_off(model: Any) -> Generator[None]:
     """Run the model without its adapters, as a reference; restored at the end."""
-    layers = [module for module in model.modules() if isinstance(module, _tuner_layer())]
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    layers: list[Any] = [one for one in model.modules() if isinstance(one, _tuner_layer())]
+    # PEFT's own way freezes the adapters as well, which FSDP2 would remember for ever.
+    before = [layer._disable_adapters for layer in layers]
     for layer in layers:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
 
 
 def merge_adapters(model: Any) -> float:
@@ -339,10 +338,23 @@ def merge_adapters(model: Any) -> float:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(flags.get(parameter, True))
+    _forget(model)
+    return difference
+
+
+def remove_adapters(model: Any) -> None:
+    """Take the adapters away, in place: the layers below them are as they were before."""
+    tuned = [name for name, one in model.named_modules() if isinstance(one, _tuner_layer())]
+    for name in tuned:
+        model.set_submodule(name, model.get_submodule(name).get_base_layer())
+    _forget(model)
+
+
+def _forget(model: Any) -> None:
+    """Let transformers know that no adapters are there any more."""
     model._hf_peft_config_loaded = False
     if hasattr(model, "peft_config"):
         del model.peft_config
-    return difference
 
 
 def _merged(layer: Any) -> Any:

@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss, normalize
 
+from mmlm.data.mixture import Mixture
 from mmlm.data.planning import NOT_LEARNT, Planned
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, VisionFeatures
@@ -52,10 +53,25 @@ class DistillationConfig(ObjectiveConfig):
 class Distillation(Objective):
     """The distance between the features of two encoders, and the next token beside it."""
 
+    in_step = True
+    stand_in = "picture"
+
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config
         part = encoders.read(config.teacher, origin="objective.teacher")
         self.teacher: VisionEncoder = part.load().eval().requires_grad_(False)
+
+    def prepare(self, model: nn.Module, tokenizer: Any, mixture: Mixture) -> None:
+        """Check that the model shows the features of its encoder.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        if not isinstance(model, MMLMForConditionalGeneration):
+            raise ConfigError(
+                "objective distillation needs a model that MMLM reads as parts; a stock class "
+                "taken whole does not show the features of its encoder."
+            )
 
     def weigh(self, samples: Sequence[Planned]) -> tuple[list[Tensor] | None, float]:
         """Count tiles; the labels of a sample share the weight of its tiles."""
@@ -71,12 +87,11 @@ class Distillation(Objective):
         Raises:
             ConfigError: if the encoder stands still, or its pixels are no plain tiles.
         """
-        joined: Any = model
-        if not isinstance(joined, MMLMForConditionalGeneration):
-            raise ConfigError(
-                "objective distillation needs a model that MMLM reads as parts; a stock class "
-                "taken whole does not show the features of its encoder."
-            )
+        return model(instead=lambda joined: self._loss(joined, inputs, num_items))
+
+    def _loss(
+        self, joined: MMLMForConditionalGeneration, inputs: dict[str, Any], num_items: float
+    ) -> Tensor:
         pixels = inputs.get("pixel_values")
         if pixels is None and inputs.get("vision_values") is None:
             return torch.zeros((), device=joined.device)
@@ -85,13 +100,13 @@ class Distillation(Objective):
                 "objective distillation teaches the encoder with plain tiles: `learn` must name "
                 "vision.*, and model.image a policy whose tiles have one size."
             )
-        seen: VisionFeatures = joined.model.encode_images(pixels)
+        seen = joined.model.encode_images(pixels)
         total = self._apart(joined, pixels, seen).sum() / num_items
         if not self.config.next_token:
             return total
         rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
         grids = torch.tensor([list(grid) for grid in seen.grids])
-        words = model(
+        words = joined.forward(
             **rest, vision_values=seen.values, vision_grids=grids, loss_only=True,
             num_items_in_batch=num_items, use_cache=False,
         ).loss  # fmt: skip

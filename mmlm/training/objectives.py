@@ -24,6 +24,13 @@ LossWeight = Literal["token", "sample", "sqrt"]
 class Objective:
     """Base of the objectives."""
 
+    in_step: ClassVar[bool] = False
+    """Whether every row goes through the same passes of the whole model, called by its name: then
+    its weights may be spread over ranks."""
+
+    stand_in: ClassVar[Literal["words", "sample", "picture"]] = "words"
+    """What a rank without a row computes on: two words, a sample, or a sample with a picture."""
+
     def prepare(self, model: nn.Module, tokenizer: Any, mixture: Mixture) -> None:
         """Look at the model and the data before the stage begins, or goes on; most need not."""
 
@@ -70,6 +77,8 @@ class NextTokenConfig(ObjectiveConfig):
 
 class NextToken(Objective):
     """Cross-entropy of the next token, on the labelled positions alone."""
+
+    in_step = True
 
     def __init__(self, loss_weight: LossWeight) -> None:
         self.loss_weight = loss_weight

@@ -5,6 +5,10 @@ copy of every weight that learns: small updates are kept, and gradients of many 
 added up in float32. In fp32 the copy is the weight itself. Where FSDP2 has spread the weights
 over ranks, the optimiser of each rank moves its own pieces and knows no others. `Optimizer` is
 what a stage needs of any optimiser; `zero` has the other one. Nothing here knows the data.
+
+In fp16 gradients below 6e-8 would be nothing, so the loss is multiplied by a power of two and the
+float32 sums divided by it (Micikevicius et al. 2018, arXiv 1710.03740). Where a gradient is too
+large for float16, the step is taken again with half the factor: none is lost.
 """
 
 from __future__ import annotations
@@ -12,14 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmlm.errors import MissingExtraError
 from mmlm.training.learning import plain_name
 from mmlm.training.parallel import Engine
+
+_FIRST_SCALE, _LARGEST_SCALE, _STEPS_BEFORE_RAISE = 2.0**16, 2.0**24, 1000
+_SCALE = "loss//scale"
 
 
 def stable_name(name: str) -> str:
@@ -60,6 +69,10 @@ class Optimizer(Protocol):
 
     def step(self, factor: float, most: float | None, *, may_move: bool) -> Moved:
         """Shorten the gradient to `most`, move the weights, and forget the gradient."""
+        ...
+
+    def step_again(self) -> bool:
+        """Whether a step that was not taken because of its gradient may be tried once more."""
         ...
 
     def forget(self) -> None:
@@ -105,16 +118,16 @@ class Learnable:
         """The part of the parameter that this rank holds, in the parameter's own memory."""
         return local(self.parameter.detach())
 
-    def collect(self) -> None:
-        """Move the gradient of the parameter to the float32 values."""
+    def collect(self, scale: float = 1.0) -> None:
+        """Move the gradient of the parameter, divided by `scale`, to the float32 values."""
         gradient = self.parameter.grad
         if gradient is None or self.master is self.parameter:
             return
         piece = local(gradient)
         if self.master.grad is None:
-            self.master.grad = piece.float()
+            self.master.grad = piece.float().div_(scale)
         else:
-            self.master.grad.add_(piece)
+            self.master.grad.add_(piece.float(), alpha=1.0 / scale)
         self.parameter.grad = None
 
     def whole(self, piece: Tensor) -> Tensor:
@@ -155,6 +168,10 @@ class MasterAdamW:
         betas: Averaging.
         weight_decay: Decay of matrices; vectors have none.
         keep_copies: False moves the model's own weights, in their own precision.
+        kind: `adamw`, or `adamw_8bit` for moments in 8 bits.
+
+    Raises:
+        MissingExtraError: if moments are to have 8 bits and bitsandbytes is not installed.
     """
 
     def __init__(
@@ -167,8 +184,9 @@ class MasterAdamW:
         betas: tuple[float, float],
         weight_decay: float,
         keep_copies: bool = True,
+        kind: str = "adamw",
     ) -> None:
-        self._engine = engine
+        self._engine, self._kind = engine, kind
         self.learnables = [
             _learnable(name, parameter, rates[name], masters, keep_copies)
             for name, parameter in parameters
@@ -177,15 +195,17 @@ class MasterAdamW:
         for one in self.learnables:
             decays = one.parameter.ndim >= 2
             groups.setdefault((one.peak_lr, decays), []).append(one.master)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": tensors, "lr": peak, "peak_lr": peak,
-                 "weight_decay": weight_decay if decays else 0.0}
-                for (peak, decays), tensors in groups.items()
-            ],
-            betas=betas,
-            fused=True,
+        words = [
+            {"params": tensors, "lr": peak, "peak_lr": peak,
+             "weight_decay": weight_decay if decays else 0.0}
+            for (peak, decays), tensors in groups.items()
+        ]  # fmt: skip
+        self.optimizer: Any = (
+            torch.optim.AdamW(words, betas=betas, fused=True) if kind == "adamw"
+            else eight_bit_adamw(words, betas)
         )  # fmt: skip
+        is_half = all(one.parameter.dtype == torch.float16 for one in self.learnables)
+        self.scale, self._good_steps = (_FIRST_SCALE if is_half else 1.0), 0
 
     def loss_of(
         self,
@@ -204,9 +224,9 @@ class MasterAdamW:
         """Add the gradient of one row to the float32 sums."""
         # A row of text alone reaches nothing that learns while only the connector does.
         if loss.requires_grad:
-            loss.backward()
+            (loss if self.scale == 1.0 else loss * self.scale).backward()
             for one in self.learnables:
-                one.collect()
+                one.collect(self.scale)
 
     def _gradients(self) -> list[Tensor]:
         """Return the gradient of every learnable, zeros where nothing reached it."""
@@ -242,8 +262,18 @@ class MasterAdamW:
             for one in self.learnables:
                 if one.has_copy:
                     one.own.copy_(one.master.data)
+            self._good_steps += 1
+            if self.scale > 1.0 and self._good_steps % _STEPS_BEFORE_RAISE == 0:
+                self.scale = min(2 * self.scale, _LARGEST_SCALE)
         self.forget()
         return Moved(norm, moved)
+
+    def step_again(self) -> bool:
+        """Halve what the loss is multiplied by, if it is; the step may be tried once more."""
+        if self.scale <= 1.0:
+            return False
+        self.scale, self._good_steps = self.scale / 2, 0
+        return True
 
     def forget(self) -> None:
         """Forget the gradients."""
@@ -258,6 +288,8 @@ class MasterAdamW:
     def state(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Return the moments, by name."""
         tensors: dict[str, Tensor] = {}
+        if self.scale > 1.0:
+            tensors[_SCALE] = torch.tensor([self.scale, float(self._good_steps)])
         moments: dict[str, tuple[Learnable, Tensor]] = {}
         for one in self.learnables:
             for key, value in self.optimizer.state.get(one.master, {}).items():
@@ -284,6 +316,8 @@ class MasterAdamW:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the moments of a checkpoint."""
         by_name: dict[str, dict[str, Any]] = {}
+        if _SCALE in tensors:
+            self.scale, self._good_steps = float(tensors[_SCALE][0]), int(tensors[_SCALE][1])
         for key, value in tensors.items():
             name, _, moment = key.rpartition("//")
             by_name.setdefault(name, {})[moment] = value
@@ -291,9 +325,13 @@ class MasterAdamW:
             state = by_name.get(one.name)
             if state:
                 self.optimizer.state[one.master] = {
-                    key: value if key == "step" else one.piece(value)
+                    key: one.piece(value) if key != "step" else self._count(value)
                     for key, value in state.items()
                 }
+
+    def _count(self, steps: Tensor) -> Tensor | int:
+        """Return a count of steps as the optimiser keeps it."""
+        return steps if self._kind == "adamw" else int(steps)
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Take over weights, by stable name."""
@@ -307,6 +345,21 @@ class MasterAdamW:
 
     def close(self) -> None:
         """Nothing holds the model."""
+
+
+def eight_bit_adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> Any:
+    """Return AdamW with moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861).
+
+    Raises:
+        MissingExtraError: if bitsandbytes is not installed.
+    """
+    try:
+        kinds: Any = import_module("bitsandbytes.optim")
+    except ImportError:
+        raise MissingExtraError(
+            "bitsandbytes", needed_for="optimizer: adamw_8bit", extra="qlora"
+        ) from None
+    return kinds.AdamW8bit(groups, betas=betas)
 
 
 def _learnable(

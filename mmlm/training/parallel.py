@@ -4,6 +4,8 @@
     ddp             every rank holds the whole model
     fsdp2           weights, gradients and moments are spread over the ranks, by torch
     zero1           the moments are spread, by DeepSpeed
+    zero2           and the gradients
+    zero3           and the weights
 
 Under ddp gradients are added up once in a step, in float32, after all rows of a rank, instead of
 bucket by bucket under each backward pass. So ranks may have different numbers of rows, a part
@@ -21,7 +23,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from mmlm.errors import ConfigError, TrainingError
+from mmlm.errors import ConfigError
 from mmlm.training.recipe import RunConfig, Sharding
 
 _BUCKET_ELEMENTS = 1 << 25
@@ -45,25 +47,25 @@ class Engine:
             raise ConfigError(
                 f"run.sharding is none, but {self.world} processes were started. Use ddp or auto."
             )
-        if run.sharding in ("zero2", "zero3", "zero3_offload"):
-            raise TrainingError(
-                f"run.sharding {run.sharding} is not built yet. Use fsdp2, which spreads weights, "
-                f"gradients and moments, or zero1."
+        if run.offload and run.sharding not in ("zero2", "zero3"):
+            raise ConfigError(
+                f"run.offload is true, and run.sharding {run.sharding} keeps nothing in the memory "
+                f"of the machine. Use run.sharding zero2 or zero3, or set run.offload to false."
             )
-        if run.offload:
-            raise TrainingError("run.offload is not built yet. Set it to false, or use fsdp2.")
         spreads = run.sharding not in ("auto", "none", "ddp")
         if spreads and not torch.distributed.is_initialized():
             raise ConfigError(
                 f"run.sharding {run.sharding} needs a launcher, even for one process: "
-                f"torchrun --nproc-per-node 1 -m mmlm train RECIPE. Without one, use none or auto."
+                f"mmlm train RECIPE --processes 1. Without one, use none or auto."
             )
         self.sharding: Sharding = run.sharding
         """How the model is spread; `auto` until `settle` has been called."""
+        self.offload = run.offload
+        """Whether float32 copies and moments lie in the memory of the machine."""
 
-    def settle(self, sharding: Sharding) -> None:
+    def settle(self, sharding: Sharding, *, offload: bool = False) -> None:
         """Decide how the model is spread."""
-        self.sharding = sharding
+        self.sharding, self.offload = sharding, offload
 
     @property
     def is_zero(self) -> bool:

@@ -65,6 +65,9 @@ class PreferenceConfig(ObjectiveConfig):
 class Preference(Objective):
     """The loss of pairs of answers."""
 
+    in_step = True
+    stand_in = "sample"
+
     def __init__(self, config: PreferenceConfig) -> None:
         self.config = config
 

@@ -20,9 +20,7 @@ from mmlm.errors import ConfigError
 from mmlm.language.adapters import AdapterConfig, adapters
 from mmlm.recipes import find_recipe
 
-Sharding = Literal[
-    "auto", "none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"
-]  # fmt: skip
+Sharding = Literal["auto", "none", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 """How weights, gradients and moments are spread over devices; see `mmlm.training.parallel`."""
 
 MODEL_KEYS = ("image", "video", "vision", "reducer", "connector", "language", "from", "whole")
@@ -87,6 +85,9 @@ class StageConfig(Config):
 
     final_lr: float = Field(default=0.0, ge=0, le=1)
     """The rate at the end, as a share of the peak."""
+
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps the moments in 8 bits, by bitsandbytes: 2 bytes a weight for 8."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decay of matrices; biases and norms have none."""
@@ -192,9 +193,14 @@ class ValidationConfig(Config):
 class RunConfig(Config):
     """How the stages are run. Nothing here changes what is learnt, but for precision and rows."""
 
-    precision: Literal["auto", "fp32", "bf16", "bf16_autocast", "bf16_pure"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "bf16_autocast", "bf16_pure", "fp16"] = "auto"
     """bf16 computes in bfloat16 and keeps what learns in float32 beside it; bf16_autocast keeps
-    all weights in float32; bf16_pure keeps no float32 copy; auto is bf16 where it is fast."""
+    all weights in float32; bf16_pure keeps no float32 copy; fp16 is for GPUs without bf16; auto is
+    bf16 where it is fast."""
+
+    compile: bool = False
+    """Compile the layers of the encoder and the language model with torch.compile: slow first steps
+    and faster ones after; alone and under ddp."""
 
     attention: str = "auto"
     """The attention backend; auto takes the fastest that this machine has, and says why."""
@@ -204,7 +210,10 @@ class RunConfig(Config):
     that the memory plan fits."""
 
     offload: bool = False
-    """Keep the optimiser's state in the memory of the machine; not built yet."""
+    """Keep float32 copies and moments in the memory of the machine, under zero2 and zero3."""
+
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """DeepSpeed's own settings, put over those of `train/deepspeed`: {zero_optimization: {…}}."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""

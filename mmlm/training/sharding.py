@@ -2,7 +2,8 @@
 
 FSDP2 (`torch.distributed.fsdp.fully_shard`) gathers the weights of one layer at a time, and
 adds up its gradients as soon as they are there. A layer is a member of the longest list of
-modules in each part. An encoder that stands still while its features are cached runs a
+modules in each part. What a pass calls a number of times that differs from rank to rank is
+gathered once, for the whole pass. An encoder that stands still while its features are cached runs a
 different number of times on each rank; it is not spread. Each rank builds the whole model on
 the CPU and keeps its pieces of it, one layer after another, on its device.
 """
@@ -21,8 +22,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from mmlm.errors import TrainingError
 from mmlm.training.depth import with_layer_decay
 from mmlm.training.learning import matching, public_name
-from mmlm.training.objectives import NextToken, Objective
+from mmlm.training.objectives import Objective
 from mmlm.training.optim import MasterAdamW, Optimizer
+from mmlm.whole import WholeModel
 
 if TYPE_CHECKING:
     from mmlm.training.parallel import Engine
@@ -42,10 +44,16 @@ def build_optimizer(run: Run, stage: StageConfig, *, vision_stands_aside: bool) 
     chosen = matching(model, stage.patterns)
     rates = {n: stage.patterns.get(pattern, stage.peak_lr) for n, pattern in chosen.items()}
     rates = with_layer_decay(rates, {n: public_name(n) for n in rates}, stage.layer_decay)
+    if run.engine.in_step and stage.optimizer != "adamw":
+        raise TrainingError(
+            f"stages.{stage.name}.optimizer {stage.optimizer} is not proven where moments are "
+            f"spread over processes by run.sharding {run.engine.sharding}, which saves as much. "
+            f"Use optimizer: adamw."
+        )
     if run.engine.is_zero:
         from mmlm.training.zero import DeepSpeedAdamW
 
-        return DeepSpeedAdamW(run, stage, rates)
+        return DeepSpeedAdamW(run, stage, rates, vision_stands_aside=vision_stands_aside)
     if run.engine.shards_weights:
         spread(model, run.engine, aside=model.model.vision if vision_stands_aside else None)
     return MasterAdamW(
@@ -56,20 +64,41 @@ def build_optimizer(run: Run, stage: StageConfig, *, vision_stands_aside: bool) 
         betas=stage.betas,
         weight_decay=stage.weight_decay,
         keep_copies=run.precision.keep_copies,
+        kind=stage.optimizer,
     )
 
 
-def check_objective(objective: Objective, engine: Engine, stage: StageConfig) -> None:
+def check_objective(objective: Objective, run: Run, stage: StageConfig) -> None:
     """Refuse what does not run the whole model in one pass, where ranks have to stay in step.
 
     Raises:
         TrainingError: naming the mend.
     """
-    if engine.in_step and not isinstance(objective, NextToken):
+    engine, name = run.engine, stage.objective.get("use")
+    if engine.in_step and not objective.in_step:
         raise TrainingError(
-            f"Stage {stage.name} learns {stage.objective.get('use')!r}, which is not proven under "
-            f"sharding {engine.sharding}: there every rank has to run the whole model in the same "
-            f"passes. Use run.sharding ddp, or objective next_token."
+            f"Stage {stage.name} learns {name!r}, which does not run the whole model in the same "
+            f"passes for each row, as every rank has to under sharding {engine.sharding}. Use "
+            f"run.sharding ddp, or objective next_token, preference or distillation."
+        )
+    if engine.in_step and isinstance(run.assistant.model, WholeModel) and name != "next_token":
+        raise TrainingError(
+            f"Stage {stage.name} learns {name!r} with a stock class taken whole, which is not "
+            f"proven under sharding {engine.sharding}. Use run.sharding ddp."
+        )
+
+
+def check_spreadable(model: nn.Module, sharding: str) -> None:
+    """Refuse weights that are packed into few bits.
+
+    Raises:
+        TrainingError: naming the mend.
+    """
+    packed = [name for name, p in model.named_parameters() if not p.is_floating_point()]
+    if packed:
+        raise TrainingError(
+            f"run.sharding {sharding} cannot spread weights that are packed into few bits, such as "
+            f"{packed[0]}. Use run.sharding ddp: packed weights are small enough for each device."
         )
 
 
@@ -84,32 +113,42 @@ def spread(model: nn.Module, engine: Engine, *, aside: nn.Module | None) -> None
     Raises:
         TrainingError: if weights are packed into 4 or 8 bits.
     """
-    packed = [name for name, p in model.named_parameters() if not p.is_floating_point()]
-    if packed:
-        raise TrainingError(
-            f"run.sharding fsdp2 cannot spread weights that are packed into few bits, such as "
-            f"{packed[0]}. Use run.sharding ddp: packed weights are small enough for each device."
-        )
+    check_spreadable(model, "fsdp2")
     mesh = init_device_mesh(engine.device.type, (engine.world,))
     ignored: set[nn.Parameter] = set()
     if aside is not None:
         aside.to(engine.device)
         ignored = set(aside.parameters())
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for layer in layers_of(model):
-        if not any(p in ignored for p in layer.parameters()):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=ignored or None)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # The loss is divided by what all ranks learn: gradients are added, not averaged.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(engine.device)
-    # The outermost module must be told that it is, or the first layer that runs takes its place.
+    whole = {p for part in held_whole(model) for p in part.parameters()} | ignored
     outermost: Any = model
-    outermost._get_fsdp_state()._lazy_init()
+    with _every_owner(outermost):
+        for layer in layers_of(model):
+            if not any(p in whole for p in layer.parameters()):
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=ignored or None)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                # The loss is divided by what all ranks learn: gradients are added, not averaged.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(engine.device)
+        # It must be told that it is the outermost, or the first layer that runs takes its place.
+        outermost._get_fsdp_state()._lazy_init()
+
+
+@contextmanager
+def _every_owner(model: Any) -> Generator[None]:
+    """Let FSDP2 see the class around the parts of a stock model, which reads weights, too."""
+    if not isinstance(model, WholeModel):
+        yield
+        return
+    model._modules["stock"] = model.stock
+    try:
+        yield
+    finally:
+        del model._modules["stock"]
 
 
 @contextmanager
@@ -128,6 +167,28 @@ def whole_passes(model: nn.Module, engine: Engine) -> Generator[None]:
         for module in spread_out:
             module.reshard()
             module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+def held_whole(model: nn.Module) -> list[nn.Module]:
+    """Return the parts that have to be there for a whole pass, once it has begun.
+
+    They are read by other parts, or called a number of times that hangs on the row: the head once
+    for each answer of a pair, an encoder once for each size of tiles. A stock class reads its
+    parts as it likes; only the layers of its language model are gathered one by one.
+    """
+    joined: Any = model
+    inner = joined.model
+    found: list[nn.Module] = [joined.lm_head]
+    if isinstance(model, WholeModel):
+        return [*found, inner.vision, inner.connector]
+    counter = getattr(inner, "counter", None)
+    if counter is not None and counter.is_flat and isinstance(inner.vision, nn.Module):
+        found.append(inner.vision)
+    if getattr(inner, "marks", None) is not None:
+        found.append(inner.marks)
+    if getattr(inner, "injection", None) is not None:
+        found.append(inner.connector)
+    return found
 
 
 def bytes_of(module: nn.Module) -> int:

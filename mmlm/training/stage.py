@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mmlm.data import Quarantine
 from mmlm.data.mixture import Mixture
-from mmlm.data.pipeline import Step, StepStream
+from mmlm.data.pipeline import PreparedRow, Step, StepStream
+from mmlm.data.planning import Planner
 from mmlm.data.ranks import steps_of_rank
 from mmlm.errors import DataError, TrainingError
 from mmlm.training.batches import Batcher
@@ -37,11 +38,13 @@ from mmlm.training.objectives import objectives, planner_of
 from mmlm.training.optim import stable_name
 from mmlm.training.recipe import StageConfig
 from mmlm.training.result import StageResult
+from mmlm.training.rows import stand_in, two_words
 from mmlm.training.schedules import rate
 from mmlm.training.sharding import build_optimizer, check_objective, whole_passes
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.step import Learnt, StepLearner, padding_share
 from mmlm.training.validation import Validation
+from mmlm.whole import WholeModel
 
 _LOSSES_KEPT = 5
 
@@ -78,7 +81,7 @@ class StageRun:
         self.objective = objectives.read(
             stage.objective, origin=f"stages.{stage.name}.objective"
         ).build(loss_weight=stage.loss_weight)
-        check_objective(self.objective, run.engine, stage)
+        check_objective(self.objective, run, stage)
         self.objective.prepare(self.model, run.assistant.processor.tokenizer, mixture)
         self.optimizer = build_optimizer(run, stage, vision_stands_aside=cache is not None)
         self.batcher = Batcher(
@@ -89,16 +92,18 @@ class StageRun:
             device=run.engine.device,
         )
         self.progress = Progress(self.title, quiet=True)
+        idle = self._stand_in()
         self.learner = StepLearner(
             run, stage, self.objective, self.optimizer, self.batcher,
-            say=lambda text: self.progress.say(f"  {text}"),
+            say=lambda text: self.progress.say(f"  {text}"), stand_in=idle,
+            every_row_has_pictures=isinstance(self.model, WholeModel),
         )  # fmt: skip
         self.quarantine = Quarantine(run.quarantine_path, budget=run.recipe.run.drop_budget)
         self.step, self.tokens, self.samples, self.seconds = 0, 0, 0, 0.0
         self.losses: list[float] = []
         self.num_skipped = 0
         self._stream_state: dict[str, Any] | None = None
-        self.validation = Validation.of(run, stage, self.objective, cache)
+        self.validation = Validation.of(run, stage, self.objective, cache, idle)
         if checkpoint is not None:
             self._go_on_from(checkpoint)
         self._last_saved = time.monotonic()
@@ -184,10 +189,7 @@ class StageRun:
         processor = copy.deepcopy(run.assistant.processor)
 
         def make(mixture: Mixture, **words: Any) -> StepStream:
-            planner = planner_of(self.stage.objective)(
-                mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles,
-                max_patches=packing.max_patches, share=run.attention.shares,
-            )  # fmt: skip
+            planner = self._planner(mixture, processor)
             pixels, threads = self.batcher.pixels, run.recipe.run.threads
             return StepStream(planner, packing, pixels=pixels, threads=threads, **words)
 
@@ -200,6 +202,31 @@ class StageRun:
             world=engine.world,
             state=self._stream_state,
             gather=engine.gather,
+        )
+
+    def _planner(self, mixture: Mixture, processor: Any) -> Planner:
+        """Return what turns rows of data into samples."""
+        run = self.run
+        packing, _ = packing_of(run.recipe, self.stage, packed=run.attention.packed)
+        return planner_of(self.stage.objective)(
+            mixture, processor, max_tokens=packing.row_tokens, max_tiles=packing.max_tiles,
+            max_patches=packing.max_patches, share=run.attention.shares,
+        )  # fmt: skip
+
+    def _stand_in(self) -> PreparedRow | None:
+        """Return what a rank without a row computes on, where ranks stay in step."""
+        if not self.run.engine.in_step:
+            return None
+        kind = "picture" if isinstance(self.model, WholeModel) else self.objective.stand_in
+        if kind == "words":
+            return two_words()
+        return stand_in(
+            self._planner(self.mixture, self.run.assistant.processor).plan,
+            self.mixture.epoch_rows,
+            suits=lambda one: (
+                self.objective.weigh([one])[1] > 0 and (kind == "sample" or bool(one.images))
+            ),
+            opened=self.batcher.pixels,
         )
 
     def _count(self, step: Step) -> None:

@@ -3,8 +3,8 @@
 Every loss is divided by what is learnt in the whole step on all ranks, so that micro-batches,
 ranks and packing change nothing. That is also why a row may be cut in half when memory runs out:
 the step is repeated with halves, and nothing else changes. Where ranks have to stay in step, a
-rank without a row computes on a filler of which nothing is learnt. Which rows a step has, and
-when a stage ends, is no concern of this module.
+rank without a row computes on one that stands in, of which nothing is learnt. Which rows a step
+has, and when a stage ends, is no concern of this module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmlm.training.nonfinite import save_batch
 from mmlm.training.objectives import Objective
 from mmlm.training.optim import Optimizer
 from mmlm.training.recipe import StageConfig
-from mmlm.training.rows import filler, halves
+from mmlm.training.rows import halves, with_picture
 from mmlm.training.shared import Run
 
 
@@ -53,6 +53,8 @@ class StepLearner:
         optimizer: Moves what learns.
         batcher: Makes the inputs of the model.
         say: Tells a person what happened.
+        stand_in: What a rank without a row computes on, where ranks stay in step.
+        every_row_has_pictures: Whether a row without one gets that of `stand_in`.
     """
 
     def __init__(
@@ -63,7 +65,11 @@ class StepLearner:
         optimizer: Optimizer,
         batcher: Batcher,
         say: Callable[[str], None],
+        *,
+        stand_in: PreparedRow | None = None,
+        every_row_has_pictures: bool = False,
     ) -> None:
+        self._stand_in, self._adds_pictures = stand_in, every_row_has_pictures
         self._run, self._stage, self._objective = run, stage, objective
         self._optimizer, self._batcher, self._say = optimizer, batcher, say
         self.cuts = 0
@@ -91,6 +97,9 @@ class StepLearner:
             loss = self._add_up(step, number, num_items)
         finite = math.isfinite(loss)
         norm, moved = self._optimizer.step(factor, self._stage.max_grad_norm, may_move=finite)
+        while finite and not moved and self._optimizer.step_again():
+            self._add_up(step, number, num_items)
+            norm, moved = self._optimizer.step(factor, self._stage.max_grad_norm, may_move=True)
         if not moved:
             self._keep_broken(step, number + 1, loss, norm)
         return Learnt(loss, norm, moved)
@@ -131,12 +140,14 @@ class StepLearner:
     def _passes(self, rows: list[PreparedRow | None], num_items: float) -> float:
         run, device = self._run, self._run.engine.device
         total = torch.zeros((), dtype=torch.float32, device=device)
-        for index, row in enumerate(rows):
-            prepared, factors = filler() if row is None else (row, None)
-            if row is not None:
-                factors = self._objective.weigh(row.samples)[0]
+        for index, given in enumerate(rows):
+            row = given or self._stand_in
+            assert row is not None
+            if self._adds_pictures and self._stand_in is not None:
+                row = with_picture(row, self._stand_in)
+            factors = self._objective.weigh(row.samples)[0]
             with run.precision.context(device):
-                inputs = self._batcher.inputs(prepared, factors)
+                inputs = self._batcher.inputs(row, factors)
                 loss = self._optimizer.loss_of(
                     self._objective,
                     run.assistant.model,
@@ -144,6 +155,8 @@ class StepLearner:
                     num_items,
                     is_last=index == len(rows) - 1,
                 )
+                if given is None:
+                    loss = loss * 0.0
             self._optimizer.backward(loss)
             total += loss.detach().float()
         return float(total)

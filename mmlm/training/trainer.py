@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -151,18 +152,16 @@ class Trainer:
         assistant = self._compose(precision)
         if engine.sharding == "auto":
             self._settle(assistant.model, precision)
-        if engine.in_step and isinstance(assistant.model, WholeModel):
-            raise TrainingError(
-                f"A stock class taken whole is not proven under sharding {engine.sharding}: a rank "
-                f"with text alone would wait for ever. Use run.sharding ddp."
-            )
         assistant.model.to(engine.device)
         attention = choose_attention(assistant.model, recipe.run, engine.device)
         attention = with_sharing(assistant.model, attention)
+        if recipe.run.compile:
+            self._compile(assistant.model)
         if engine.in_step:
             # Each rank brings its own pieces to its device, when a stage begins.
             assistant.model.to("cpu")
-        self.say(f"computing   {precision.name} on {engine.device}: {precision.reason}")
+        many = f", {engine.world} processes, {engine.sharding}" if engine.world > 1 else ""
+        self.say(f"computing   {precision.name} on {engine.device}{many}: {precision.reason}")
         rows = "packed" if attention.packed else "padded"
         self.say(f"attention   {attention.backend}, {rows}: {attention.reason}")
         writes = writes and engine.is_main
@@ -187,6 +186,20 @@ class Trainer:
         run.growth = self._growth(run, mixtures, writes=writes)
         return run
 
+    def _compile(self, model: Any) -> None:
+        """Compile each layer of each part, when it first runs.
+
+        Raises:
+            ConfigError: if the layers are spread over processes.
+        """
+        if self.engine.in_step:
+            raise ConfigError(
+                f"run.compile is true, and the layers are spread by run.sharding "
+                f"{self.engine.sharding}, with which it is not proven. Set run.compile to false."
+            )
+        for layer in layers_of(model):
+            layer.compile()
+
     def _settle(self, model: Any, precision: Precision) -> None:
         """Choose how the model is spread, for the stage that needs most memory."""
         engine, memory = self.engine, memory_here(self.engine.device)
@@ -204,12 +217,13 @@ class Trainer:
             )
             for stage in self.recipe.stages
         ]
-        sharding, reason = choose_sharding(
+        choice = choose_sharding(
             max(plans, key=lambda plan: plan.total), engine.world, memory,
             layer=max((bytes_of(layer) for layer in layers_of(model)), default=0),
+            has_deepspeed=find_spec("deepspeed") is not None and precision.name in ("fp32", "bf16"),
         )  # fmt: skip
-        engine.settle(sharding)
-        self.say(f"sharding    {sharding}: {reason}")
+        engine.settle(choice.sharding, offload=choice.offload)
+        self.say(f"sharding    {choice.sharding}: {choice.reason}")
 
     def _compose(self, precision: Precision) -> Assistant:
         """Build the model on the CPU; the same weights each time."""

@@ -37,7 +37,6 @@ from mmlm.training.checkpoint import random_state, restore_random_state
 from mmlm.training.objectives import Objective, planner_of
 from mmlm.training.optim import Optimizer, stable_name
 from mmlm.training.recipe import StageConfig, ValidationConfig
-from mmlm.training.rows import filler
 
 if TYPE_CHECKING:
     from mmlm.training.feature_cache import FeatureCache
@@ -101,6 +100,7 @@ class Validation:
         folder: Where its checkpoints are.
         cache: Features of a frozen encoder, or None.
         planner: What makes samples of rows, if not `Planner`.
+        stand_in: What a rank without a row computes on, where ranks stay in step.
     """
 
     def __init__(
@@ -114,7 +114,9 @@ class Validation:
         folder: Path,
         cache: FeatureCache | None,
         planner: type[Planner] | None = None,
+        stand_in: PreparedRow | None = None,
     ) -> None:
+        self._stand_in = stand_in
         assert run.validation is not None
         self._run, self.config, self._stage = run, config, stage
         self._objective, self._folder = objective, folder
@@ -138,7 +140,12 @@ class Validation:
 
     @classmethod
     def of(
-        cls, run: Run, stage: StageConfig, objective: Objective, cache: FeatureCache | None
+        cls,
+        run: Run,
+        stage: StageConfig,
+        objective: Objective,
+        cache: FeatureCache | None,
+        stand_in: PreparedRow | None = None,
     ) -> Validation | None:
         """Return the validation of a stage, or None where the recipe has none."""
         if run.recipe.validation is None or run.validation is None:
@@ -154,6 +161,7 @@ class Validation:
             folder=run.out / "checkpoints" / stage.name,
             cache=cache,
             planner=planner_of(stage.objective),
+            stand_in=stand_in,
         )
 
     def is_due(self, step: int) -> bool:
@@ -212,12 +220,16 @@ class Validation:
             for row in rows:
                 prepared = self._prepare([] if row is None else row.samples, pool)
                 factors, count = self._objective.weigh(prepared.samples)
-                if count == 0 and not engine.in_step:
+                if count == 0 and self._stand_in is None:
                     continue
-                given = (prepared, factors) if count else filler()
+                computed = prepared
+                if count == 0 and self._stand_in is not None:
+                    computed = self._stand_in
+                    factors, _ = self._objective.weigh(computed.samples)
                 with self._run.precision.context(engine.device):
-                    loss = self._objective.loss(self._model, self._batcher.inputs(*given), 1.0)
-                total, items = total + float(loss), items + count
+                    inputs = self._batcher.inputs(computed, factors)
+                    loss = self._objective.loss(self._model, inputs, 1.0)
+                total, items = total + (float(loss) if count else 0.0), items + count
                 samples += len(prepared.samples)
         total, items, seen = engine.add_up([total, items, float(samples)])
         if items == 0:

@@ -4,7 +4,8 @@
 
 A group is {world, jobs, log}; a job is [recipe, out, overrides, dies_at]. The processes are forked
 from one that has imported everything, because imports take longer than the trainings. With
-`dies_at`, a stage and a step, all processes of the group end there as if they were killed.
+`dies_at`, a stage and a step, all processes of the group end there as if they were killed. Beside
+each run, `OUT-pictures-RANK` tells how many pictures each row of a rank had, a line for each step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,19 +31,29 @@ def group(*jobs, world=2):
     return {"world": world, "jobs": [[r, str(out), words, dies] for r, out, words, dies in jobs]}
 
 
-def launch(*groups):
-    """Run groups of jobs; return the exit status of every process of each."""
+def launch(*groups, most_seconds=1200):
+    """Run groups of jobs; return the exit status of every process of each.
+
+    After `most_seconds` all of them are killed: a rank may be waiting for ever.
+    """
     with tempfile.TemporaryDirectory() as logs:
         for number, one in enumerate(groups):
             one["log"] = f"{logs}/{number}"
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.training.launching"],
-            input=json.dumps(groups), capture_output=True, text=True, check=False, cwd=ROOT,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.launching"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
                  "ACCELERATE_USE_CPU": "1", "DS_ACCELERATOR": "cpu"},
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        statuses = json.loads(done.stdout.splitlines()[-1])
+        try:
+            told, wrong = process.communicate(json.dumps(groups), timeout=most_seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        assert process.returncode == 0, wrong
+        statuses = json.loads(told.splitlines()[-1])
         told = "\n".join(path.read_text()[-3000:] for path in sorted(Path(logs).iterdir()))
     assert all(code in (0, KILLED) for found in statuses for code in found), told
     return statuses
@@ -62,6 +74,9 @@ def _rank(one, rank, port):
     learn, dies = StageRun._learn, []
 
     def learn_or_die(self, batch, factor):
+        counts = [sum(len(one.images) for one in row.samples) for row in batch.rows]
+        with Path(f"{self.run.out}-pictures-{rank}").open("a") as file:
+            file.write(f"{counts}\n")
         if [self.stage.name, self.step] == dies[-1]:
             os._exit(KILLED)
         return learn(self, batch, factor)

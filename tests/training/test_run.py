@@ -76,7 +76,7 @@ def test_the_second_stage_starts_from_the_first(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in connector)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast", "bf16_pure"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16_autocast", "bf16_pure", "fp16"])
 def test_low_precision_learns_as_float32_does(tmp_path, precision):
     recipe = tiny_recipe(tmp_path)
     full = train(recipe, tmp_path / "full", quiet=True)
