@@ -118,12 +118,15 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     of transformers do, so that the result equals theirs to the last bit.
 
     Shapes:
-        pixels:  uint8 ``(..., channels, height, width)``
+        pixels:  uint8, or floats on the same scale, ``(..., channels, height, width)``
         returns: float32 of the same shape
     """
     offset = torch.tensor(mean, dtype=torch.float32, device=pixels.device) * 255.0
     scale = torch.tensor(std, dtype=torch.float32, device=pixels.device) * 255.0
-    return pixels.to(torch.float32).sub_(offset[:, None, None]).div_(scale[:, None, None])
+    # Planes are contiguous first: what is cut out of interleaved bytes takes three times as long.
+    values = pixels.contiguous().to(torch.float32)
+    values = values.clone() if values.data_ptr() == pixels.data_ptr() else values
+    return values.sub_(offset[:, None, None]).div_(scale[:, None, None])
 
 
 def mean_fill(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -164,6 +167,8 @@ def _resize_box(
     pixels = _as_tensor(image if inside == (0, 0, *image.size) else image.crop(inside))
     if any(margins):
         pixels, margins = _bounded(pixels, margins, resample)
+    elif pixels.shape[1] * pixels.shape[2] <= _STRIP_PIXELS:
+        return _interpolate(pixels, size, resample)
     narrow = _squeeze_rows(pixels, margins, size.width, resample, fill)
     beyond = _colour(fill, image).expand(-1, 1, pixels.shape[2])
     beyond = _squeeze_rows(beyond, margins, size.width, resample, fill)

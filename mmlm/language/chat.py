@@ -12,8 +12,10 @@ opens an image.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import le
 from typing import Any
 
 from mmlm.errors import AlignmentError, ConfigError, DataError, TemplateError
@@ -86,6 +88,7 @@ class ChatFormat:
             renderer = Renderer(tokenizer, wrap_template(source, image_token=image_token))
         self.template = renderer.template
         self._renderer = renderer
+        self._is_stock = _is_stock(tokenizer)
         self._find_controls(source, frozenset(allow))
         self._prefix = self._find_prefix()
         self._skeletons: dict[tuple[Any, ...], Skeleton] = {}
@@ -289,6 +292,12 @@ class ChatFormat:
     # Tokens
 
     def _tokenise(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if self._is_stock:
+            backend = self.tokenizer.backend_tokenizer
+            # What a call of the tokenizer would set; others may have asked it to cut or to pad.
+            if backend.truncation is backend.padding is None and not backend.encode_special_tokens:
+                encoded = backend.encode(text, add_special_tokens=False)
+                return encoded.ids, encoded.offsets
         encoding = self.tokenizer(
             text,
             add_special_tokens=False,
@@ -343,7 +352,14 @@ class ChatFormat:
                 else:
                     spans.append((position, end))
             position = end
-        labels: list[int] = []
+        starts = [start for start, _ in offsets]
+        if all(start < end for start, end in offsets) and all(map(le, starts, starts[1:])):
+            labels = [NOT_LEARNT] * len(ids)
+            for begin, end in spans:
+                learnt = slice(bisect_left(starts, begin), bisect_left(starts, end))
+                labels[learnt] = ids[learnt]
+            return labels
+        labels = []
         current = 0
         previous_end = 0
         for number, (start, end) in zip(ids, offsets, strict=True):
@@ -418,6 +434,15 @@ class ChatFormat:
             if full[begin : begin + len(plain)] == plain:
                 return full[:begin]
         return []
+
+
+def _is_stock(tokenizer: Any) -> bool:
+    """Whether a call of the tokenizer does no more than its backend, which is twice as fast."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind: Any = type(tokenizer)
+    names = ("__call__", "_encode_plus", "_convert_encoding", "set_truncation_and_padding")
+    return all(getattr(kind, name) is getattr(PreTrainedTokenizerFast, name) for name in names)
 
 
 def _check_unicode(text: str, number: int) -> None:

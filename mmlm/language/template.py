@@ -110,6 +110,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.template = template
+        self._is_wrapped = template.startswith(_MARK)
         self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
 
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
@@ -137,7 +138,7 @@ class Renderer:
 
         try:
             rendered: Any = render_jinja_template(
-                conversations=[_blind(messages)],
+                conversations=[_blind(messages, plain=self._is_wrapped)],
                 chat_template=self.template,
                 add_generation_prompt=add_generation_prompt,
                 return_assistant_tokens_mask=markers,
@@ -149,9 +150,13 @@ class Renderer:
         return texts[0], [(begin, end) for begin, end in spans[0]] if markers else []
 
 
-def _blind(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Write messages as the template sees them: an image is only a place."""
-    return to_openai(
+def _blind(messages: Sequence[Message], *, plain: bool) -> list[dict[str, Any]]:
+    """Write messages as the template sees them: an image is only a place.
+
+    With `plain`, a turn of text alone is a string: what the prelude of a wrapped template would
+    make of its parts, in a third of the time.
+    """
+    rows = to_openai(
         [
             Message(
                 message.role,
@@ -160,6 +165,11 @@ def _blind(messages: Sequence[Message]) -> list[dict[str, Any]]:
             for message in messages
         ]
     )
+    if plain:
+        for message, row in zip(messages, rows, strict=True):
+            if all(isinstance(part, Text) for part in message.content):
+                row["content"] = message.text
+    return rows
 
 
 def _refusal(messages: Sequence[Message], error: Exception) -> str:

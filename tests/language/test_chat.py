@@ -146,6 +146,15 @@ class TestEveryFamily:
             strings, chat_template=form.template, tokenize=False
         ) == family_tokenizer.apply_chat_template(strings, tokenize=False)
 
+    def test_turns_of_text_alone_read_as_a_stock_user_gets_them(self, family):
+        form = ChatFormat(family.tokenizer())
+        pieces = (Text("What "), Text("is it?"))
+        messages = [Message("user", pieces), assistant("A cat."), user("Which colour?")]
+        stock = family.tokenizer().apply_chat_template(
+            to_openai(messages), chat_template=form.template, tokenize=False
+        )
+        assert form.render(messages) == stock
+
     def test_a_user_turn_can_be_learnt(self, family):
         form = ChatFormat(family.tokenizer())
         question = Message("user", (IMAGE, Text("What is it?")), learn=True)
@@ -158,6 +167,18 @@ class TestEveryFamily:
         assert form.image_token_id not in ids
         words = form.tokenizer.decode(ids, skip_special_tokens=True)
         assert words.replace("<end_of_turn>", "").strip() == "What is it?"
+
+
+def test_what_others_ask_of_the_tokenizer_changes_nothing():
+    form = chat("qwen2.5")
+    turns = [user("What is it?", [None]), assistant("A cat.")]
+    before = form.encode(turns, image_tokens=[2], with_labels=True)
+    form.tokenizer.pad_token = form.tokenizer.eos_token
+    form.tokenizer(["a b c d", "a"], truncation=True, max_length=3, padding="max_length")
+    assert form.tokenizer.backend_tokenizer.truncation is not None
+    assert form.encode(turns, image_tokens=[2], with_labels=True) == before
+    form.tokenizer("a", split_special_tokens=True)
+    assert form.encode(turns, image_tokens=[2], with_labels=True) == before
 
 
 def test_a_token_that_steers_nothing_is_read_as_the_tokenizer_reads_it():
