@@ -83,6 +83,9 @@ def _more(parser: Parser) -> None:
     parser.add_argument(
         "--endpoint", metavar="URL", help="MODEL is a name at an OpenAI-compatible address"
     )
+    parser.add_argument(
+        "--card", action="store_true", help="write the scores into MODEL's README and .eval_results"
+    )
     parser.add_argument("--vllm", action="store_true", help="let vLLM run MODEL, a stock folder")
 
 
@@ -92,11 +95,16 @@ def _run(options: Options) -> None:
     if options.model.endswith(".jsonl"):
         _read_again(options, loaded)
         return
+    folder = _card_folder(options.model) if options.card else None
     out = options.out or default_folder(options.model, known=bool(options.endpoint))
     result = _evaluate(options, _model(options), loaded, out)
     if os.environ.get("RANK", "0") != "0":
         return  # the first of several processes tells and compares
     comparison = _compare(options, loaded, result)
+    if folder is not None:
+        from mmlm.evaluation.reports.card import write_scores
+
+        write_scores(folder, [score.to_dict() for score in result.scores], loaded)
     if options.json:
         print((result.out / "results.json").read_text(encoding="utf-8"), end="")
         return
@@ -113,6 +121,14 @@ def _run(options: Options) -> None:
         _show_contamination(options.contamination, loaded, result.out)
     if options.probe:
         _show_probe(options.model, loaded, result.out)
+
+
+def _card_folder(model: str) -> Path:
+    """Return the folder whose card gets the scores, before anything is measured."""
+    for folder in (Path(model) / "model", Path(model)):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UsageError(f"mmlm eval: --card needs a model folder; {model} is none.")
 
 
 def _load(options: Options) -> list[Benchmark]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import ModelCardData
 
+from mmlm.hub.card_training import training_section
 from mmlm.hub.opens import opens_in
 from mmlm.modeling import MMLMConfig
 
@@ -50,7 +51,7 @@ def write_card(
         class_name: The class that the folder holds.
         notes: ``scores`` (rows of a results.json), ``dropped`` (cause to count), ``licence``,
             ``licences`` (part to licence), ``sees`` (a sentence), ``datasets`` (Hub ids),
-            ``title``; all optional.
+            ``title``, ``training`` (facts of each stage); all optional.
         has_recipe: Whether the folder holds the recipe.
     """
     sources = sources_of(config, notes.get("licences") or {})
@@ -61,6 +62,7 @@ def write_card(
             _parts(config, sources),
             _loading(class_name),
             _scores(notes.get("scores") or ()),
+            training_section(notes.get("training") or ()),
             _dropped(notes.get("dropped")),
             _opens(config),
             _origin(class_name, has_recipe),
@@ -243,7 +245,8 @@ def write_eval_results(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
     """Write `.eval_results/*.yaml` for the scores of benchmarks that are Hub datasets.
 
     Only rows that name a dataset (`dataset_id`, `task_id`) and saw the image are written: a
-    leaderboard has no place for a control, nor for a set that nobody else can run.
+    leaderboard has no place for a control, nor for a set that nobody else can run. A row may
+    bring its own `value` and `notes`.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -254,10 +257,11 @@ def write_eval_results(folder: Path, scores: Sequence[dict[str, Any]]) -> None:
         entry = EvalResultEntry(
             dataset_id=row["dataset_id"],
             task_id=row.get("task_id", "default"),
-            value=round(100 * row["score"], 2),
+            value=row.get("value", round(100 * row["score"], 2)),
             dataset_revision=row.get("dataset_revision"),
             date=row.get("date"),
-            notes=f"mmlm, n={row.get('n')}, 95 % interval {_percent(row.get('low'))} to "
+            notes=row.get("notes")
+            or f"mmlm, n={row.get('n')}, 95 % interval {_percent(row.get('low'))} to "
             f"{_percent(row.get('high'))}",
         )
         name = re.sub(r"[^a-z0-9]+", "_", str(row.get("set", "results")).lower()).strip("_")

@@ -28,8 +28,9 @@ def test_two_checkpoints_and_all_dialects_in_one_command(models, colours, tmp_pa
     file, out = colours / "colours.yaml", tmp_path / "out"
     file.write_text(file.read_text() + "generate: {max_new_tokens: 2}\n")
     words = ["eval", str(models / "new"), str(file), "--out", str(out), "--limit", "4"]
-    more = ["--baseline", str(models / "old"), "--dialects", "--look-limit", "2"]
+    more = ["--baseline", str(models / "old"), "--dialects", "--look-limit", "2", "--card"]
     assert run([*words, *more]) == 0
+    assert "| colours | name | 4 |" in (models / "new" / "README.md").read_text()
     told = capsys.readouterr().out
     assert "visible from" in told
     assert "at most 2 of each kind" in told
@@ -71,6 +72,17 @@ def test_training_data_and_encoder_are_looked_into(models, colours, tmp_path, ca
 def test_choices_by_likelihood_need_choices(models, colours, capsys):
     assert run(["eval", str(models / "new"), str(colours / "colours.yaml"), "--likelihood"]) == 2
     assert "no choices that could be compared" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_cannot_be_measured_ends_in_failure(models, colours, capsys):
+    (colours / "3.png").unlink()
+    assert run(["eval", str(models / "new"), str(colours / "colours.yaml")]) == 1
+    assert "2 of 24 rows cannot be measured" in capsys.readouterr().err
+
+
+def test_scores_are_written_into_a_folder_alone(colours, capsys):
+    assert run(["eval", "org/model", str(colours / "colours.yaml"), "--card"]) == 2
+    assert "--card needs a model folder" in capsys.readouterr().err
 
 
 def test_a_suite_or_a_benchmark_must_be_named(models, capsys):

@@ -3,8 +3,8 @@
     python -m mmlm.evaluation.harness.rescore runs/x/eval/predictions.jsonl pope [--data DIR]
 
 Each row of the benchmark is handed to the function that lmms-eval's task names, with our answer,
-and its mean stands beside the mean of our marks. Where the two differ, `mmlm eval --dialects`
-shows which answers make the difference.
+and the score that it makes of them stands beside the mean of our marks. Where the two differ,
+`mmlm eval --dialects` shows which answers make the difference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +31,13 @@ class Theirs(NamedTuple):
         module: The module under ``lmms_eval.tasks``.
         function: Its function of a row and a list of answers.
         metric: The metric that it gives, whose `score`, or itself, is the mark.
+        aggregate: Its function from the metrics of all rows to the score; their mean if empty.
     """
 
     module: str
     function: str
     metric: str
+    aggregate: str = ""
 
 
 TASKS = {
@@ -45,6 +49,16 @@ TASKS = {
     "chartqa": Theirs("chartqa.utils", "chartqa_process_results", "relaxed_overall"),
     "ocrbench": Theirs("ocrbench.utils", "ocrbench_process_results", "ocrbench_accuracy"),
     "scienceqa": Theirs("scienceqa.utils", "sqa_process_results", "exact_match"),
+    "seedbench": Theirs(
+        "seedbench.utils", "seed_process_result", "seed_all", "seed_aggregation_result"
+    ),
+    "mmstar": Theirs("mmstar.utils", "mmstar_process_results", "average"),
+    "realworldqa": Theirs("realworldqa.utils", "realworldqa_process_results", "exact_match"),
+    "vstar": Theirs("vstar_bench.utils", "vstar_process_results", "vstar_overall_acc"),
+    "blink": Theirs("blink.utils", "blink_process_results", "blink_acc", "blink_aggregate_results"),
+    "muirbench": Theirs(
+        "muirbench.utils", "muir_process_results", "muirbench_score_overall", "muir_aggregation"
+    ),
 }
 """The benchmarks whose rows lmms-eval marks one by one without a judge."""
 
@@ -75,30 +89,34 @@ def rescore(benchmark: Benchmark, answers: Mapping[str, str]) -> Rescored:
         raise EvaluationError(
             f"lmms-eval marks no single rows of {benchmark.name!r}. Known: {', '.join(TASKS)}."
         )
-    mark = _function(task)
+    mark = _function(task, task.function)
     predictions = predictions_from(benchmark, answers)
     if not predictions:
         raise EvaluationError(f"None of the answers belongs to {benchmark.name}.")
-    theirs: list[float] = []
-    for each in predictions:
-        # Their functions change the row that they are given.
-        found = mark(copy.deepcopy(dict(each.case.item.columns)), [each.answer])[task.metric]
-        theirs.append(float(found["score"] if isinstance(found, dict) else found))
+    # Their functions change the row that they are given.
+    found = [
+        mark(copy.deepcopy(dict(each.case.item.columns)), [each.answer])[task.metric]
+        for each in predictions
+    ]
+    if task.aggregate:
+        with redirect_stdout(StringIO()):  # some print tables of their own
+            theirs = float(_function(task, task.aggregate)(found))
+    else:
+        marks = [float(each["score"] if isinstance(each, dict) else each) for each in found]
+        theirs = sum(marks) / len(marks)
     ours = [each.mark.score for each in predictions]
     label = ", ".join(sorted({each.scorer for each in predictions}))
-    return Rescored(
-        len(ours), sum(ours) / len(ours), label, sum(theirs) / len(theirs), task.function
-    )
+    return Rescored(len(ours), sum(ours) / len(ours), label, theirs, task.function)
 
 
-def _function(task: Theirs) -> Callable[[Any, list[str]], Any]:
+def _function(task: Theirs, name: str) -> Callable[..., Any]:
     try:
         module: Any = import_module(f"lmms_eval.tasks.{task.module}")
     except ImportError as error:
         raise MissingExtraError(
             error.name or "lmms_eval", needed_for="rescoring with lmms-eval", extra="harness"
         ) from None
-    return getattr(module, task.function)
+    return getattr(module, name)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -5,8 +5,8 @@
     from mmlm.evaluation.harness.vlmevalkit_model import MMLM
     supported_VLM["mmlm"] = partial(MMLM, model_path="runs/mine/model")
 
-VLMEvalKit is on no package index; this follows its `BaseModel` (`INTERLEAVE`, `generate_inner`)
-and is tested without it.
+This follows its `BaseModel` (`INTERLEAVE`, `generate_inner`). VLMEvalKit asks for some seventy
+packages; what stands here is tested without it.
 """
 
 from __future__ import annotations

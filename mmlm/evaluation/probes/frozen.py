@@ -1,15 +1,12 @@
-"""What the frozen parts know: the encoder's kinds and places, and where pictures meet words.
+"""What a frozen encoder knows: the kinds of thing, and their places.
 
     encoder ──► kinds     a linear probe on pooled features: which thing is it?
             └─► places    a linear probe on every patch: does the thing cover it?
-    LLM     ──► alignment of pictures and their texts, layer by layer
 
 Users choose an encoder first, so two small probes say what it holds (after Battle of the
 Backbones, arXiv 2310.19909, and the grounding part of G-VUE, arXiv 2211.15402; both are far
-larger). The third is UniFork's question (arXiv 2506.17202) put to any checkpoint: at which layer
-of the language model do a picture and its text look most alike? Likeness is the mutual k nearest
-neighbours of the Platonic Representation Hypothesis (arXiv 2405.07987). Nothing is trained but
-linear maps on features that stay as they are.
+larger). Nothing is trained but linear maps on features that stay as they are. `probe_all` puts
+`alignment`, which asks the language model, beside them.
 """
 
 from __future__ import annotations
@@ -30,18 +27,15 @@ from mmlm.errors import EvaluationError, MissingExtraError
 from mmlm.evaluation.asking.backend import LocalBackend
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
 from mmlm.evaluation.benchmarks.items import Item
+from mmlm.evaluation.probes.alignment import Alignment, align_by_layer
 from mmlm.evaluation.statistics import Interval, bootstrap, wilson
 from mmlm.features import Grid, VisionFeatures
-from mmlm.messages import assistant as says
-from mmlm.messages import user
 from mmlm.processing import MMLMProcessor
 
 Floats = NDArray[np.float64]
 
 _FOLDS = 5
-_NEIGHBOURS = 10
 _SIDE_PX = 256
-_ASKED = "What is this?"
 _COLOURS = ("#d7301f", "#2b8cbe", "#31a354", "#fdae61", "#756bb1")
 
 
@@ -69,18 +63,6 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """How alike pictures and texts are at one layer of the language model; 0 is the embedding."""
-
-    set: str
-    layer: int
-    n: int
-    neighbours: int
-    score: float
-    chance: float
-
-
-@dataclass(frozen=True)
 class Probes:
     """Everything that was probed, and what could not be."""
 
@@ -103,23 +85,24 @@ def probe_all(
     """Probe a model on drawn pictures, and on those of benchmarks.
 
     Args:
-        model: The model, whose encoder and language model stay as they are.
+        model: The model, whose encoder and language model stay as they are. A stock class taken
+            whole shows no encoder; its layers are asked all the same.
         benchmarks: Local or published ones; `kinds` needs those that say what `thing` is shown.
         most: Pictures of a benchmark that are looked at.
         seed: Seed of the folds, of the drawn pictures, and of the intervals.
     """
-    if not isinstance(model.processor, MMLMProcessor):
-        raise EvaluationError(
-            "A probe needs the parts of a model, and a stock class taken whole shows none."
-        )
+    has_parts = isinstance(model.processor, MMLMProcessor)
     backend = LocalBackend(model)
     encoder: list[Probed] = []
     alignment: list[Alignment] = []
     left_out: list[str] = []
+    if not has_parts:
+        left_out.append("The encoder: a stock class that is taken whole does not show it.")
     for each in benchmarks:
         items = one_each(each.items)[:most]
         try:
-            encoder.append(probe_kinds(backend, each.name, items, seed=seed))
+            if has_parts:
+                encoder.append(probe_kinds(backend, each.name, items, seed=seed))
         except EvaluationError as error:
             left_out.append(str(error))
         try:
@@ -127,7 +110,8 @@ def probe_all(
         except EvaluationError as error:
             left_out.append(str(error))
     try:
-        encoder.append(probe_places(backend, seed=seed))
+        if has_parts:
+            encoder.append(probe_places(backend, seed=seed))
     except EvaluationError as error:
         left_out.append(str(error))
     return Probes(tuple(encoder), tuple(alignment), tuple(left_out))
@@ -309,74 +293,3 @@ def _roc_area(scores: Floats, truth: NDArray[np.bool_]) -> float:
     """Return how often a covered patch scores above another one; equal scores count half."""
     inside, outside = scores[truth][:, None], scores[~truth][None]
     return float(((inside > outside) + 0.5 * (inside == outside)).mean())
-
-
-def align_by_layer(
-    backend: LocalBackend, name: str, items: Sequence[Item], *, neighbours: int = _NEIGHBOURS
-) -> list[Alignment]:
-    """Compare, at every layer, which pictures are near each other with which texts are.
-
-    A picture is the mean over its positions in the language model, a text that over its own.
-
-    Raises:
-        EvaluationError: if there are too few different pictures with texts.
-    """
-    texts = [_text_of(item) for item in items]
-    k = min(neighbours, max(1, len(items) // 5))
-    if len(items) < 2 * _FOLDS or len(set(texts)) < len(texts) / 2:
-        raise EvaluationError(
-            f"{name}: alignment needs at least {2 * _FOLDS} pictures, most with texts of their own "
-            f"(got {len(items)} pictures and {len(set(texts))} texts)."
-        )
-    model, processor = backend.model, backend.processor
-    shown: list[Tensor] = []
-    said: list[Tensor] = []
-    for item, text in zip(items, texts, strict=True):
-        row = processor.encode_chat([user(_ASKED, item.images)], with_pixels=True)
-        mask = torch.tensor(row.ids) == model.config.image_token_id
-        shown.append(_layers(backend, row, mask))
-        row = processor.encode_chat([user(_ASKED), says(text)], with_labels=True)
-        assert row.labels is not None
-        said.append(_layers(backend, row, torch.tensor(row.labels) != -100))
-    pictures, words = torch.stack(shown, dim=1), torch.stack(said, dim=1)
-    return [
-        Alignment(name, layer, len(items), k, mutual_neighbours(a, b, k), k / (len(items) - 1))
-        for layer, (a, b) in enumerate(zip(pictures, words, strict=True))
-    ]
-
-
-def _layers(backend: LocalBackend, row: Any, mask: Tensor) -> Tensor:
-    """Return the mean over some positions after every layer: ``(layers + 1, width)``."""
-    model = backend.model
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([row.ids], device=model.device)}
-    if row.pixel_values is not None:
-        inputs["pixel_values"] = row.pixel_values.to(model.device)
-        inputs |= backend.processor.image_processor.sizes(row.image_sizes)
-    with torch.inference_mode():
-        states = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
-    return torch.stack([state[0].cpu()[mask].float().mean(dim=0) for state in states])
-
-
-def _text_of(item: Item) -> str:
-    answer = item.target.references[0] if item.target.references else ""
-    return " ".join(f"{item.columns.get('question', '')} {answer}".split())
-
-
-def mutual_neighbours(first: Tensor, second: Tensor, k: int) -> float:
-    """Return the mean share of the k nearest neighbours that two sets of features have in common.
-
-    Shapes:
-        first, second: ``(items, width)``, the widths may differ
-
-    >>> line = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    >>> mutual_neighbours(line, line, 1)
-    1.0
-    """
-    near: list[Tensor] = []
-    for features in (first, second):
-        unit = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=-1)
-        likeness = unit @ unit.T
-        likeness.fill_diagonal_(-torch.inf)
-        near.append(likeness.topk(k, dim=-1).indices)
-    shared = (near[0][:, :, None] == near[1][:, None, :]).any(dim=-1).double().mean()
-    return float(shared)

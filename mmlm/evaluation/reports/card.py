@@ -1,4 +1,7 @@
-"""Scores for a model card: a Markdown table, and the Hub's files of evaluation results.
+"""Scores for a model folder: a section of its card, and the Hub's files of evaluation results.
+
+    results.json ──► card ──► README.md (`## Scores`), .eval_results/*.yaml
+                     you are here
 
 The Hub shows entries of `.eval_results/*.yaml` on the model's page and on the leaderboard of
 the benchmark's data set. An entry needs that data set's id, so only benchmarks with a
@@ -8,17 +11,19 @@ the benchmark's data set. An entry needs that data set's id, so only benchmarks 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
 from mmlm.errors import EvaluationError
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
+from mmlm.hub.card import CARD, write_eval_results
 from mmlm.reports import markdown_table
+from mmlm.storage import write_atomic
+
+_SECTION = re.compile(r"^## Scores\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -40,63 +45,69 @@ def card_section(scores: Sequence[Mapping[str, Any]]) -> str:
     """Return the section of a model card: the table, and how to read it."""
     rows = [dict(score) for score in scores]
     return (
-        f"## Evaluation\n\n{markdown_table(rows)}\n\n"
+        f"## Scores\n\n{markdown_table(rows)}\n\n"
         "In percent, with 95 % intervals (questions about one image count as one draw). *Blind* is "
         "the same question without the image, *shuffled image* with the image of another item: "
         "what the model does not gain over them, it does not see.\n"
     )
 
 
-def eval_results(
+def write_scores(
+    folder: Path,
     scores: Sequence[Mapping[str, Any]],
     benchmarks: Sequence[Benchmark],
     *,
     on: date | None = None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the Hub's entries, by file name.
+) -> Path:
+    """Write scores into a model folder: the section of its card, and the Hub's entries.
 
     Args:
+        folder: The model folder; its card keeps everything but the scores.
         scores: Entries of `results.json`.
         benchmarks: The benchmarks that were measured.
         on: The day of the measurement; today when left out.
+
+    Returns:
+        The card.
+
+    Raises:
+        EvaluationError: if there is no such folder.
     """
-    day = (on or date.today()).isoformat()
-    files: dict[str, list[dict[str, Any]]] = {}
-    for benchmark in benchmarks:
-        if benchmark.config.hub_id is None:
-            continue
-        entries = [
-            EvalResultEntry(
-                dataset_id=benchmark.config.hub_id,
-                task_id=score["question"],
-                value=_value(score),
-                dataset_revision=benchmark.config.dataset.revision,
-                date=day,
-                notes=_notes(score, scores),
-            )
-            for score in scores
-            if score["set"] == benchmark.name and score["condition"] == "image"
-        ]
-        if entries:
-            files[f"{benchmark.name}.yaml"] = eval_result_entries_to_yaml(entries)
-    return files
+    if not (folder / "config.json").is_file():
+        raise EvaluationError(f"{folder} is no model folder: it has no config.json.")
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    section = card_section(scores)
+    if _SECTION.search(text):
+        text = _SECTION.sub(lambda _: section + "\n", text, count=1)
+    else:
+        text = f"{text.rstrip()}\n\n{section}".lstrip()
+    write_atomic(card, text.rstrip() + "\n")
+    write_eval_results(folder, hub_rows(scores, benchmarks, on=on))
+    return card
 
 
-def write_eval_results(
-    folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[Path]:
-    """Write the Hub's entries into the `.eval_results` of a model folder."""
-    target = folder / ".eval_results"
-    written: list[Path] = []
-    for name, entries in files.items():
-        target.mkdir(parents=True, exist_ok=True)
-        path = target / name
-        path.write_text(
-            yaml.safe_dump([dict(entry) for entry in entries], sort_keys=False, allow_unicode=True),
-            encoding="utf-8",
-        )
-        written.append(path)
-    return written
+def hub_rows(
+    scores: Sequence[Mapping[str, Any]],
+    benchmarks: Sequence[Benchmark],
+    *,
+    on: date | None = None,
+) -> list[dict[str, Any]]:
+    """Return the scores that have a place on the Hub, with what its entries say."""
+    known = {each.name: each for each in benchmarks if each.config.hub_id is not None}
+    return [
+        {
+            **score,
+            "dataset_id": known[score["set"]].config.hub_id,
+            "task_id": score["question"],
+            "dataset_revision": known[score["set"]].revision or None,
+            "date": (on or date.today()).isoformat(),
+            "value": _value(score),
+            "notes": _notes(score, scores),
+        }
+        for score in scores
+        if score["set"] in known and score["condition"] == "image"
+    ]
 
 
 def _value(score: Mapping[str, Any]) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mmlm.errors import MissingExtraError
 from mmlm.evaluation.scorers.base import Mark, ScorerConfig, Target, scorers
 from mmlm.evaluation.scorers.choice import LETTERS, read_choice
+from mmlm.evaluation.scorers.reading import levenshtein
 
 _TEENS = ("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
           "eighteen", "nineteen", "twenty")  # fmt: skip
@@ -101,13 +101,7 @@ def normalise_mathvista(
 
 
 def _nearest(text: str, choices: Sequence[str]) -> str:
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ImportError:
-        raise MissingExtraError(
-            "rapidfuzz", needed_for="MathVista's dialect `official`", extra="eval"
-        ) from None
-    return min(choices, key=lambda choice: Levenshtein.distance(text, choice))
+    return min(choices, key=lambda choice: levenshtein(text, choice))
 
 
 def extract_mathvista(answer: str, choices: Sequence[str], *, answer_type: str) -> str | None:

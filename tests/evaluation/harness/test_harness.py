@@ -16,8 +16,9 @@ import pytest
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import load_benchmark
 from mmlm.evaluation.harness.asking import request, settings_of
-from mmlm.evaluation.harness.rescore import rescore
+from mmlm.evaluation.harness.rescore import TASKS, rescore
 from mmlm.evaluation.harness.vlmevalkit_model import Answers
+from tests.evaluation.benchmarks.test_published import PUBLISHED, write_copy
 from tests.evaluation.conftest import write_rows
 from tests.tiny import compose_tiny, picture
 
@@ -152,6 +153,17 @@ def test_their_function_marks_our_predictions(tmp_path):
     benchmark = load_benchmark("pope", data=write_rows(tmp_path, rows))
     found = rescore(benchmark, {"0": "yes", "1": "Yes, a dog", "2": "no", "3": "Yes"})
     assert (found.n, found.ours, found.theirs) == (4, 0.75, 0.5)
+
+
+@needs_lmms
+@pytest.mark.slow  # imports lmms-eval
+@pytest.mark.parametrize("name", list(TASKS))
+def test_their_function_takes_the_rows_of_every_benchmark_that_is_rescored(name, tmp_path):
+    rows, right = PUBLISHED[name]
+    benchmark = load_benchmark(name, data=write_copy(name, tmp_path / "copy", rows))
+    first = benchmark.items[0].id
+    assert rescore(benchmark, {first: right[0]}).theirs == pytest.approx(1.0)
+    assert rescore(benchmark, {first: "Zebra!"}).theirs == 0.0
 
 
 def test_a_benchmark_that_theirs_marks_as_a_whole_is_refused(colours):

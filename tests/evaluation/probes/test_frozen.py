@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from mmlm.assistant import load
 from mmlm.evaluation import load_benchmark
 from mmlm.evaluation.asking.backend import LocalBackend
+from mmlm.evaluation.probes.alignment import align_by_layer, mutual_neighbours
 from mmlm.evaluation.probes.frozen import (
-    align_by_layer,
     covered,
     draw_disc,
-    mutual_neighbours,
     one_each,
     probe_all,
     probe_kinds,
@@ -24,6 +24,7 @@ from mmlm.evaluation.probes.frozen import (
 from mmlm.features import Grid, VisionFeatures
 from tests.evaluation.conftest import THINGS, write_rows
 from tests.tiny import compose_tiny
+from tests.whole.families import save_family
 
 pytest.importorskip("sklearn")
 
@@ -119,3 +120,13 @@ def test_what_cannot_be_probed_is_said(tiny, colours):
     assert any("fewer than two kinds" in text for text in found.left_out)
     assert [each.probe for each in found.encoder] == ["places"]
     assert probe_tables(found)[0].row_count == 1
+
+
+def test_a_stock_class_taken_whole_shows_its_layers_too(tmp_path, benchmark):
+    whole = load(save_family(tmp_path / "qwen2_vl", "qwen2_vl"), device="cpu", whole=True)
+    found = probe_all(whole, [benchmark], most=12)
+    assert found.encoder == ()
+    assert "does not show it" in found.left_out[0]
+    layers = whole.model.config.get_text_config().num_hidden_layers
+    assert [each.layer for each in found.alignment] == list(range(layers + 1))
+    assert all(0 <= each.score <= 1 for each in found.alignment)

@@ -9,7 +9,7 @@ import yaml
 
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate, load_benchmark
-from mmlm.evaluation.reports.card import card_section, eval_results, read_scores, write_eval_results
+from mmlm.evaluation.reports.card import hub_rows, read_scores, write_scores
 from tests.evaluation.conftest import Parrot, sees
 
 
@@ -20,18 +20,29 @@ def test_scores_become_a_table_and_the_hubs_entries(colours, tmp_path):
     evaluate(Parrot(sees), benchmark, tmp_path / "out", quiet=True)
     scores = read_scores(tmp_path / "out")
 
-    section = card_section(scores)
-    assert "| colours | choice | 12 | 100.0 (" in section
-    files = eval_results(scores, [benchmark], on=date(2026, 1, 2))
-    (path,) = write_eval_results(tmp_path / "model", files)
-    first = yaml.safe_load(path.read_text())[0]
-    assert first["dataset"] == {"id": "me/colours", "task_id": "name"}
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "README.md").write_text("# Mine\n\n## Scores\n\nNone.\n\n## Opens in\n\nvLLM\n")
+    for _ in range(2):  # measured again, the section is replaced
+        card = write_scores(model, scores, [benchmark], on=date(2026, 1, 2)).read_text()
+        assert card.count("| colours | choice | 12 | 100.0 (") == 1
+        assert card.startswith("# Mine\n\n## Scores\n\n|")
+        assert card.endswith("see.\n\n## Opens in\n\nvLLM\n")
+    first = yaml.safe_load((model / ".eval_results" / "colours.yaml").read_text())[0]
+    assert first["dataset"]["id"] == "me/colours"
     assert first["value"] == 100.0
     assert "blind 16.67" in first["notes"]
 
 
 def test_a_benchmark_of_ones_own_has_no_entry_on_the_hub(colours):
-    assert eval_results([], [load_benchmark(colours / "colours.yaml")]) == {}
+    rows = [{"set": "colours", "question": "name", "condition": "image"}]
+    assert hub_rows(rows, [load_benchmark(colours / "colours.yaml")]) == []
+
+
+def test_scores_need_a_model_folder(tmp_path):
+    with pytest.raises(EvaluationError, match=r"no config\.json"):
+        write_scores(tmp_path, [], [])
 
 
 def test_an_unfinished_evaluation_has_no_scores(tmp_path):

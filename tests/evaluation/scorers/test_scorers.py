@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,13 @@ from mmlm.evaluation.scorers.choice import read_choice
 from mmlm.evaluation.scorers.exams import read_mmbench
 from mmlm.evaluation.scorers.names import exact, names_in
 from mmlm.evaluation.scorers.pairs import BeafConfig, HallusionConfig
-from mmlm.evaluation.scorers.reading import anls, contains, levenshtein, relaxed_accuracy
+from mmlm.evaluation.scorers.reading import (
+    anls,
+    contains,
+    levenshtein,
+    levenshtein_plainly,
+    relaxed_accuracy,
+)
 from mmlm.evaluation.scorers.text import find, stems_of
 from mmlm.evaluation.scorers.vqa import vqa_accuracy
 from mmlm.evaluation.scorers.yes_no import precision_recall, read_mme, read_yes_no
@@ -172,6 +179,14 @@ class TestReading:
             return min(slowly(a[1:], b) + 1, slowly(a, b[1:]) + 1, slowly(a[1:], b[1:]) + same)
 
         assert levenshtein(first, second) == slowly(first, second)
+        assert levenshtein_plainly(first, second) == slowly(first, second)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.text("ab C", max_size=9), st.text("ab C", min_size=1, max_size=9))
+    def test_anls_equals_the_library(self, answer, truth):
+        anls_star = pytest.importorskip("anls_star")
+        theirs = anls_star.anls_score(truth, answer)
+        assert anls(answer, [truth]) == pytest.approx(theirs)
 
     @pytest.mark.parametrize(
         ("answer", "truth", "score"),
@@ -201,6 +216,16 @@ class TestBoxes:
         target = Target(("[0.1, 0.1, 0.5, 0.5]",))
         assert ours.mark("[.1,.1,.3,.5]", target).score == 1.0
         assert theirs.mark("[0.1,0.1,0.3,0.5]", target).score == 0.0
+
+    def test_overlap_equals_the_library(self):
+        masks = pytest.importorskip("pycocotools.mask")
+        random = np.random.default_rng(0)
+        corners = random.integers(0, 20, (200, 2, 2))
+        boxes = [(*two.min(axis=0), *(two.max(axis=0) + 1)) for two in corners]
+        sides = np.array([(a, b, c - a, d - b) for a, b, c, d in boxes], dtype=np.float64)
+        theirs = masks.iou(sides[:100], sides[100:], [0] * 100)
+        ours = [[overlap(one, other) for other in boxes[100:]] for one in boxes[:100]]
+        assert np.allclose(ours, theirs)
 
     def test_boxes_that_do_not_touch(self):
         assert overlap((10, 10, 50, 50), (0, 0, 1, 1)) == 0.0
