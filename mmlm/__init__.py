@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmlm.generation import Chat as Chat
     from mmlm.generation import GenerationSettings as GenerationSettings
     from mmlm.generation import Request as Request
+    from mmlm.messages import Clip as Clip
     from mmlm.training import train as train
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _PUBLIC = {
     "GenerationSettings": "mmlm.generation",
     "MMLMError": "mmlm.errors",
     "Request": "mmlm.generation",
+    "Clip": "mmlm.messages",
     "compose": "mmlm.assistant",
     "evaluate": "mmlm.evaluation",
     "load": "mmlm.assistant",
@@ -39,6 +41,7 @@ _PUBLIC = {
 __all__ = [
     "Assistant",
     "Chat",
+    "Clip",
     "GenerationSettings",
     "MMLMError",
     "Request",

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from mmlm.config import PartConfig
 from mmlm.errors import CheckpointError, ConfigError
@@ -166,6 +167,13 @@ def common_reasons(config: MMLMConfig) -> list[str]:
         reasons.append(
             "the language model changes its logits after the head (soft cap, scale or bias), "
             "which no stock class repeats"
+        )
+    tower = config.vision_config
+    width = getattr(tower, "hidden_size", None)
+    if tower is not None and (type(tower) not in MODEL_MAPPING or not isinstance(width, int)):
+        reasons.append(
+            f"the tower is of the type {tower.model_type!r}, which stock classes cannot build "
+            f"beside a language model"
         )
     if config.image_token_id >= config.text_config.vocab_size:
         reasons.append("the placeholder's id lies outside of the vocabulary")

@@ -39,6 +39,7 @@ from mmlm.modeling.pictures import (
     sizes_of,
     split_by_picture,
 )
+from mmlm.modeling.positions import SharedPositions
 from mmlm.vision import VisionEncoder
 
 PARTS = {
@@ -95,6 +96,8 @@ class MMLMModel(PreTrainedModel):
         if vision is not None:
             # Composed from trained parts: the new parts keep the initialisation they chose.
             _mark_as_loaded(self.reducer, self.connector, self.marks)
+        steps = config.vision_part.position_steps(facts)
+        self.shared_positions = None if steps is None else SharedPositions(steps)
         self.language = language or AutoModel.from_config(config.text_config)
         self.injection = Injection.between(self.connector, self.language, num_marks=num_marks)
         self.post_init()
@@ -244,6 +247,10 @@ class MMLMModel(PreTrainedModel):
                 cache=past_key_values, position_ids=position_ids,
                 borders=kwargs.get("cu_seq_lens_q"),
             )  # fmt: skip
+        if self.shared_positions is not None and input_ids is not None:
+            position_ids, attention_mask = self.shared_positions(
+                input_ids == self.config.image_token_id, attention_mask, past_key_values, kwargs
+            )
         outputs = self.language(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -253,6 +260,8 @@ class MMLMModel(PreTrainedModel):
         )
         if self.injection is not None:
             self.injection.keep(getattr(outputs, "past_key_values", None))
+        if self.shared_positions is not None:
+            self.shared_positions.keep(getattr(outputs, "past_key_values", None))
         return MMLMModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=getattr(outputs, "past_key_values", None),

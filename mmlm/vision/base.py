@@ -159,6 +159,11 @@ class VisionConfig(PartConfig):
         """
         raise NotImplementedError
 
+    def position_steps(self, facts: VisionFacts) -> list[int] | None:
+        """Return what each token of a tile adds to the position; None where each adds one."""
+        del facts
+        return None
+
 
 class VisionEncoder(nn.Module):
     """From normalised pixels to packed features.

@@ -186,8 +186,9 @@ class HFVisionConfig(VisionConfig):
         if features.ndim == 4:
             return hf_facts.map_layout(features, side)
         patch = hf_facts.patch_of(tower.config)
-        grid, num_prefix = count_grid(features.shape[1], side, patch, origin=self._name)
-        return grid, num_prefix, int(features.shape[-1])
+        known = hf_facts.PREFIX_OF.get(tower.config.model_type, 0)
+        grid, num_prefix = count_grid(features.shape[1] - known, side, patch, origin=self._name)
+        return grid, num_prefix + known, int(features.shape[-1])
 
     def _facts(self, tower: PreTrainedModel, side: Size) -> VisionFacts:
         """Probe the tower at `side`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ UNFIT: dict[str, str] = {
     ),
 }
 """Towers that this encoder cannot run, and why."""
+
+PREFIX_OF = {"dinov3_convnext": 1, "pvt": 1}
+"""Tokens before the places of a map, for towers that are no ViT and put some there."""
 
 PROCESSOR_OF = {
     "clip_vision_model": "clip",
@@ -119,13 +123,19 @@ def vision_part_of(config: PretrainedConfig, name: str) -> PretrainedConfig:
     found = inner if isinstance(inner, PretrainedConfig) else config
     if reason := UNFIT.get(found.model_type):
         raise ConfigError(f"The {found.model_type} of {name} {reason}.")
-    if getattr(class_of(found), "main_input_name", None) != "pixel_values":
+    if not _takes_pixels(class_of(found)):
         raise ConfigError(
             f"{name} is a {found.model_type}, which is no image encoder: its model takes "
             f"{getattr(class_of(found), 'main_input_name', 'no pixels')!r}. Name a CLIP, SigLIP, "
             f"DINOv2 or another tower that takes pixel_values."
         )
     return found
+
+
+def _takes_pixels(tower_class: type[PreTrainedModel]) -> bool:
+    """Whether a model's input is pixels: it says so, or its first argument is called so."""
+    names = list(signature(tower_class.forward).parameters)[1:2]
+    return "pixel_values" in (getattr(tower_class, "main_input_name", None), *names)
 
 
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -19,10 +19,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,6 +48,27 @@ class MixtureConfig(VisionConfig):
 
     align_corners: bool = True
     """How maps are resized, bilinearly: corner on corner (Eagle), or side on side."""
+
+    positions: Literal["each", "one", "rows"] = "each"
+    """Under `sequence`: whether each token has a position of its own, all tokens of one encoder
+    share one, or those of a row do (MouSi)."""
+
+    @model_validator(mode="after")
+    def _only_a_sequence_shares(self) -> Self:
+        if self.positions != "each" and self.fuse != "sequence":
+            raise ValueError("positions are shared under `fuse: sequence` alone")
+        return self
+
+    def position_steps(self, facts: VisionFacts) -> list[int] | None:
+        """Return what each token of a tile adds to the position."""
+        if self.positions == "each":
+            return None
+        steps: list[int] = []
+        for part, (_, reducer) in zip(facts.parts, self._parts(), strict=True):
+            grid, _ = _after(part.out_grid(part.side_size), part.width, reducer)
+            runs = grid.frames * grid.rows if self.positions == "rows" else 1
+            steps += ([1] + [0] * (grid.num_tokens // runs - 1)) * runs
+        return steps
 
     def load(self, *, dtype: torch.dtype | None = None) -> MixtureEncoder:
         """Load every encoder, and work out the common facts."""

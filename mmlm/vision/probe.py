@@ -8,7 +8,8 @@ values fall back to a real run. Nothing here knows a library.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -40,7 +41,7 @@ def run_shapes(
     try:
         return run(_shape_twin(module), torch.empty(shape, dtype=dtype, device="meta"))
     except Exception:  # any operator may refuse meta tensors, each in its own way
-        with torch.no_grad():
+        with torch.no_grad(), _unchanged(module):
             return run(module, torch.zeros(shape, dtype=dtype, device=device))
 
 
@@ -78,6 +79,21 @@ def _shape_twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, twins)
 
 
+@contextmanager
+def _unchanged(module: nn.Module) -> Generator[None]:
+    """Put back what a run notes down: Swin makes its windows smaller for good at a small size."""
+    plain = (bool, int, float, str, tuple)
+    kept = [
+        (each, {name: value for name, value in vars(each).items() if isinstance(value, plain)})
+        for each in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for each, values in kept:
+            vars(each).update(values)
+
+
 def _home(module: nn.Module) -> tuple[torch.dtype, torch.device]:
     """Return the type and the device of a network's weights."""
     first = next(module.parameters(), torch.empty(0))
@@ -92,7 +108,7 @@ def _idle_by_arithmetic(
     first = next(iter(weights.values()), None)
     if first is None:
         return frozenset()
-    with torch.enable_grad():
+    with torch.enable_grad(), _unchanged(module):
         features = run(module, torch.zeros(shape, dtype=first.dtype, device=first.device))
         grads: Any = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
     return frozenset(name for name, grad in zip(weights, grads, strict=True) if grad is None)

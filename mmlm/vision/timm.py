@@ -60,6 +60,10 @@ class TimmVisionConfig(VisionConfig):
     channels: int | None = Field(default=None, ge=1)
     """Channels of a pixel; other than three, the stem is spread over them."""
 
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of timm's network, such as {patch_size: 8} or {depth: 6}; weights are resampled
+    where timm can."""
+
     prefix: Literal["drop", "drop_first", "keep_as_tokens"] = "drop"
     """What becomes of CLS and registers."""
 
@@ -76,6 +80,8 @@ class TimmVisionConfig(VisionConfig):
         """Build the network, read its weights, and probe it."""
         _need_timm()
         words = words_of(self.checkpoint)
+        if self.arguments:
+            words = words._replace(model_args=words.model_args | self.arguments)
         if self.channels is not None:
             words = words._replace(model_args=words.model_args | {"in_chans": self.channels})
         side = Size(*words.side) if self.side_px is None else Size(self.side_px, self.side_px)
