@@ -25,6 +25,7 @@ from mmlm.errors import MissingExtraError
 from mmlm.generation.session import Piece, Usage
 from mmlm.images import open_image, read_size
 from mmlm.messages import Message
+from mmlm.serving import api_document as told
 from mmlm.serving.engine import Speaker
 from mmlm.serving.fetch import Fetcher, FetchRules
 from mmlm.serving.metrics import Metrics
@@ -38,8 +39,9 @@ from mmlm.serving.openai_schema import (
 )
 
 try:
-    from fastapi import FastAPI, Request
+    from fastapi import Depends, FastAPI, Request
     from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+    from fastapi.security import HTTPBearer
 except ImportError as fault:
     raise MissingExtraError("fastapi", needed_for="The API", extra="app") from fault
 
@@ -231,13 +233,15 @@ def build_api(
         Guard, metrics=api.metrics, max_body_bytes=api.limits.max_body_bytes,
         keys=[key.encode() for key in keys],
     )  # fmt: skip
+    # The guard asks for the key; this says so in the document.
+    guarded = [Depends(HTTPBearer(auto_error=False, description="A key."))] if keys else []
 
-    @app.get("/health")
+    @app.get("/health", response_model=told.State)
     async def health() -> dict[str, str]:
         """Say that the process lives."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=told.State, responses=told.READY)
     async def ready() -> Response:
         """Say whether requests are taken."""
         status = "draining" if api.draining else "ready"
@@ -245,12 +249,18 @@ def build_api(
             status = "loading"
         return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get(
+        "/metrics", response_class=PlainTextResponse, responses=told.errors(401),
+        dependencies=guarded,
+    )  # fmt: skip
     async def metrics() -> PlainTextResponse:
         """Give the counters to Prometheus."""
         return PlainTextResponse(api.metrics.text({"requests_open": api.num_open}))
 
-    @app.get("/v1/models")
+    @app.get(
+        "/v1/models", response_model=told.ModelList, responses=told.errors(401),
+        dependencies=guarded,
+    )  # fmt: skip
     async def models() -> dict[str, Any]:
         """List the models."""
         rows = [
@@ -259,13 +269,16 @@ def build_api(
         ]
         return {"object": "list", "data": rows}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get(
+        "/v1/models/{name:path}", response_model=told.ModelRow, responses=told.MODEL,
+        dependencies=guarded,
+    )  # fmt: skip
     async def model(name: str) -> dict[str, Any]:
         """Describe one model."""
         api.speaker(name)
         return {"id": name, "object": "model", "created": 0, "owned_by": "mmlm"}
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=told.CHAT, dependencies=guarded)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation about pictures."""
         try:

@@ -22,7 +22,13 @@ from mmlm.messages import ImagePart, Message, Part, Text
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class ImageUrl(BaseModel):
+class Asked(BaseModel):
+    """A part of a request: unknown fields are ignored, known ones have the type that is told."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class ImageUrl(Asked):
     """Where a picture is: a `data:` address, or an `https:` one where those are allowed."""
 
     url: str
@@ -31,7 +37,7 @@ class ImageUrl(BaseModel):
     pictures into tiles; the others show it as it is."""
 
 
-class ContentPart(BaseModel):
+class ContentPart(Asked):
     """A piece of a message."""
 
     type: Literal["text", "image_url"]
@@ -39,29 +45,27 @@ class ContentPart(BaseModel):
     image_url: ImageUrl | str | None = None
 
 
-class ChatTurn(BaseModel):
+class ChatTurn(Asked):
     """One message."""
 
     role: str = Field(max_length=40)
     content: str | list[ContentPart] | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Asked):
     """How a streamed answer ends."""
 
     include_usage: bool | None = False
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Asked):
     """The form of the answer."""
 
     type: str = Field(default="text", max_length=40)
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Asked):
     """A request for an answer."""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: str = Field(default="", max_length=300)
     messages: list[ChatTurn] = Field(min_length=1)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -111,7 +113,7 @@ def speakers_of(sources: Sequence[str | Path], choice: EngineChoice) -> Generato
         elif choice.kind == "vllm":
             engine = VLLM(sources[0], options=choice.options)
             ending.callback(engine.end)
-            engine.wait()
+            engine.start()
             speakers.append(engine.speaker)
         elif choice.adapters:
             speakers += load_voices(
@@ -175,7 +177,7 @@ def serve_api(
         CheckpointError: if a model cannot be loaded.
     """
     check_port(host, port, "API")
-    with speakers_of(sources, engine or EngineChoice()) as speakers:
+    with _ending_in_order(), speakers_of(sources, engine or EngineChoice()) as speakers:
         rules = FetchRules(allowed_hosts=tuple(allowed_hosts))
         app: Any = build_api(speakers, keys=keys, rules=rules)
         api: Api = app.state.api
@@ -186,6 +188,23 @@ def serve_api(
             app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30
         )
         DrainingServer(config, api, speakers).run()
+
+
+@contextmanager
+def _ending_in_order() -> Generator[None]:
+    """Let a SIGTERM while models load leave through every `finally`: no engine is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _announce(host: str, port: int, names: Sequence[str], page: bool, guarded: bool) -> None:

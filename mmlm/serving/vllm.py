@@ -59,18 +59,20 @@ class VLLM:
             "--limit-mm-per-prompt", json.dumps({"image": max_images}),
             "--allowed-media-domains", "nowhere.invalid", *options,
         ]  # fmt: skip
-        environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
-        self._process = subprocess.Popen(command, env=environment)
+        self._command = command
+        self._environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+        self._process: subprocess.Popen[bytes] | None = None
         self.speaker = Behind(
             self.name, f"http://127.0.0.1:{port}", key=key, about=about, **words_of(folder)
         )
 
-    def wait(self, seconds: float = START_SECONDS) -> None:
-        """Wait until it answers.
+    def start(self, seconds: float = START_SECONDS) -> None:
+        """Start it, and wait until it answers.
 
         Raises:
             CheckpointError: if it ends, or takes too long.
         """
+        self._process = subprocess.Popen(self._command, env=self._environment)
         deadline = time.monotonic() + seconds
         while not self.speaker.is_ready:
             if self._process.poll() is not None:
@@ -85,7 +87,7 @@ class VLLM:
 
     def end(self, seconds: float = 30.0) -> None:
         """End the process; kill it if it does not."""
-        if self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(seconds)

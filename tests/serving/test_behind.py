@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -184,7 +185,24 @@ def test_a_vllm_that_ends_at_once_is_told(folder, program, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     engine = VLLM(folder, program=program, options=["--max-model-len", "0"])
     with pytest.raises(CheckpointError, match="exit code 1"):
-        engine.wait(120)
+        engine.start(120)
+
+
+def test_a_front_that_is_told_to_end_while_its_engine_loads_ends_the_engine(folder, tmp_path):
+    pid = tmp_path / "pid"
+    (tmp_path / "vllm").write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 600\n")
+    (tmp_path / "vllm").chmod(0o755)
+    command = ["serve", str(folder), "--engine", "vllm", "--port", str(free_port())]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    front = subprocess.Popen(
+        [sys.executable, "-m", "mmlm", *command], env={**os.environ, "PATH": path}
+    )
+    until(lambda: pid.exists() and pid.read_text().strip(), 300)
+    engine = int(pid.read_text())
+    front.terminate()
+    assert front.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine, 0)
 
 
 def test_vllm_needs_its_program_and_a_stock_folder(folder, tmp_path, monkeypatch):
