@@ -29,7 +29,7 @@ from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
 from mmlm.generation.batch import connector_of, finish, generate_options, model_inputs
-from mmlm.messages import Message, assistant, user
+from mmlm.messages import Clip, Message, assistant, user
 from mmlm.processing import Encoded
 from mmlm.whole import WholeProcessor
 
@@ -137,9 +137,9 @@ class LocalBackend:
             return self._answer(cases, settings)
 
     def _answer(self, cases: Sequence[Case], settings: GenerationSettings) -> list[str]:
-        if settings.num_beams > 1:
-            # Beams repeat the pixels of a row, which kept features do not follow.
-            requests = [Request(case.prompt, case.images) for case in cases]
+        if settings.num_beams > 1 or any(map(self._is_clip, cases)):
+            # Beams repeat the pixels of a row, which kept features do not follow; clips have none.
+            requests = [Request(case.prompt, self._shown(case)) for case in cases]
             plain = settings.model_dump(mode="json", exclude_defaults=True)
             return self.assistant.answer_all(requests, batch_size=len(requests), **plain)
         prompts = [self._encode_talk(case) for case in cases]
@@ -157,6 +157,14 @@ class LocalBackend:
             finish(row, prompt, self.processor, settings).text
             for row, prompt in zip(rows, prompts, strict=True)
         ]
+
+    def _is_clip(self, case: Case) -> bool:
+        """Say whether the model takes the frames of a case as one clip."""
+        takes_clips = not self._whole and getattr(self.model.config, "video", None) is not None
+        return takes_clips and bool(case.images) and getattr(case.item, "is_clip", False)
+
+    def _shown(self, case: Case) -> tuple[Any, ...]:
+        return (Clip(case.images),) if self._is_clip(case) else case.images
 
     def _generate(
         self, cases: Sequence[Case], prompts: Sequence[Encoded], settings: GenerationSettings
@@ -178,7 +186,12 @@ class LocalBackend:
 
         The end of the turn counts as a token, so that a choice is never preferred for being
         the beginning of another.
+
+        Raises:
+            EvaluationError: for clips, or logits that are not numbers.
         """
+        if any(map(self._is_clip, cases)):
+            raise EvaluationError("Clips are answered in writing; take decide: generate.")
         return [self._likelihoods(case) for case in cases]
 
     def _likelihoods(self, case: Case) -> list[float]:

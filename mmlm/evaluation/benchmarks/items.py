@@ -41,6 +41,7 @@ class Item:
         target: What the answer is marked against.
         thing: What is in the picture, as far as the row says so.
         groups: The values of the columns by which the report splits.
+        is_clip: Whether the pictures are the frames of one video, in their order.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Item:
     target: Target = field(repr=False)
     thing: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    is_clip: bool = False
 
     @property
     def cluster(self) -> str:
@@ -125,6 +127,7 @@ def _item(
     if config.image_size and pictures:
         size = read_size(pictures[0])
         row = {**row, "image_width": size.width, "image_height": size.height}
+    references = [_without_letter(text, choices) for text in references]
     if config.answer_counts_from is not None:
         references = [_numbered(text, choices, config.answer_counts_from) for text in references]
     return Item(
@@ -136,6 +139,7 @@ def _item(
         target=Target(tuple(references), choices, facts=row),
         thing=str(row.get(config.thing) or ""),
         groups={column: str(_cell(row, column)) for column in config.report.by},
+        is_clip=config.frames is not None,
     )
 
 
@@ -192,9 +196,33 @@ def _choices(config: BenchmarkConfig, row: Mapping[str, Any]) -> tuple[str, ...]
         # MMBench and its kin leave the cells of missing options empty.
         cells = [_cell(row, column) for column in columns]
         choices = [str(cell) for cell in cells if cell is not None and str(cell) not in ("", "nan")]
+    choices = _without_letters(choices)
     if len(choices) > len(LETTERS):
         raise EvaluationError(f"it has {len(choices)} choices; at most {len(LETTERS)} have letters")
     return tuple(choices)
+
+
+def _without_letters(choices: list[str]) -> list[str]:
+    """Take the letters off choices that all bring their own, as Video-MME's do.
+
+    >>> _without_letters(["A. cat", "B. dog"]), _without_letters(["A. cat", "dog"])
+    (['cat', 'dog'], ['A. cat', 'dog'])
+    """
+    pairs = list(zip(LETTERS, choices, strict=False))
+    own = [
+        text.startswith((f"{letter}. ", f"{letter}) ", f"({letter}) ")) for letter, text in pairs
+    ]
+    if len(choices) < 2 or len(pairs) < len(choices) or not all(own):
+        return choices
+    return [text.split(" ", 1)[1] for text in choices]
+
+
+def _without_letter(reference: str, choices: Sequence[str]) -> str:
+    """Return the choice that a reference names with its letter, else the reference."""
+    for letter, text in zip(LETTERS, choices, strict=False):
+        if reference in (f"{letter}. {text}", f"{letter}) {text}", f"({letter}) {text}"):
+            return text
+    return reference
 
 
 def _columns(value: str | Sequence[str] | None) -> tuple[str, ...]:

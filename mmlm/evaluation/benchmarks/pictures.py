@@ -9,14 +9,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from mmlm.errors import DataError
-from mmlm.images import split_reference
+from mmlm.errors import DataError, ImageError
+from mmlm.images import clip_facts, evenly, open_frames, split_reference
+from mmlm.messages import Clip
+from mmlm.storage import cache_folder, sha256_of_file, write_atomic
 
 _LONGEST_PATH = 1024
 _FRAME_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+_FILM_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 
 
 def find_picture(value: Any, folders: list[Path]) -> Path | bytes | Any:
@@ -52,29 +56,58 @@ def find_picture(value: Any, folders: list[Path]) -> Path | bytes | Any:
 
 
 def find_frames(name: str, folders: list[Path], count: int) -> list[Path]:
-    """Return frames of a video that was cut into pictures, evenly spread, in their order.
+    """Return frames of a video, evenly spread, in their order.
+
+    A video is a folder of pictures, or a film (`mmlm[video]`), whose frames are cut out once and
+    kept in the cache of MMLM by the film's bytes.
 
     Args:
-        name: The folder of the frames; they follow one another by name.
+        name: The folder of the frames, which follow one another by name; or the film, with or
+            without the end of its name.
         folders: Where relative paths may begin.
         count: How many; all where there are fewer.
 
     Raises:
-        DataError: if there is no such folder, or nothing in it.
+        DataError: if there is neither, or nothing in it.
     """
     folder = next((base / name for base in folders if (base / name).is_dir()), None)
     if folder is None:
-        raise DataError(
-            f"there is no folder {folders[0] / name} with the frames of the video; cut it into "
-            f"pictures first, one folder for each video"
-        )
+        return _cut(_find_film(name, folders), count)
     frames = sorted(path for path in folder.iterdir() if path.suffix.lower() in _FRAME_ENDINGS)
     if not frames:
         raise DataError(f"{folder} holds no frames ({', '.join(_FRAME_ENDINGS)})")
-    if len(frames) <= count:
-        return frames
-    # The middle of each of `count` equal parts.
-    return [frames[(2 * part + 1) * len(frames) // (2 * count)] for part in range(count)]
+    return [frames[place] for place in evenly(len(frames), min(count, len(frames)))]
+
+
+def _find_film(name: str, folders: list[Path]) -> Path:
+    for base in folders:
+        for ending in ("", *_FILM_ENDINGS):
+            path = base / f"{name}{ending}"
+            if path.is_file():
+                return path
+    raise DataError(
+        f"there is no folder {folders[0] / name} with the frames of the video, and no film of that "
+        f"name ({', '.join(_FILM_ENDINGS)})"
+    )
+
+
+def _cut(film: Path, count: int) -> list[Path]:
+    """Cut frames out of a film, or find those that were cut before."""
+    clip = Clip(film)
+    try:
+        there = clip_facts(clip).num_frames
+        chosen = evenly(there, min(count, there))
+        folder = cache_folder("frames") / sha256_of_file(film)[:32]
+        paths = [folder / f"{number:06d}.png" for number in chosen]
+        if not all(path.is_file() for path in paths):
+            folder.mkdir(exist_ok=True)
+            for path, frame in zip(paths, open_frames(clip, chosen), strict=True):
+                written = BytesIO()
+                frame.save(written, "PNG")
+                write_atomic(path, written.getvalue())
+    except (ImageError, OSError) as error:
+        raise DataError(f"the film {film} gives no frames: {error}") from None
+    return paths
 
 
 def picture_key(picture: Any) -> str:

@@ -119,7 +119,8 @@ class BenchmarkConfig(Config):
     """The column that says which of several prompts a row gets; by default its kind."""
 
     frames: int | None = Field(default=None, ge=1)
-    """Where `image` names a folder of frames: so many of them are shown, evenly spread."""
+    """Where `image` names a film or a folder of its frames: so many are shown, evenly spread. A
+    model with a video policy gets them as one clip, every other as pictures."""
 
     image_size: bool = False
     """Add the columns `image_width` and `image_height`, read from the picture's header."""

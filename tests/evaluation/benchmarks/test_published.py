@@ -230,6 +230,13 @@ PUBLISHED = {
           "answer": "B", "image_list": ["0.png", "0.png"]} for n in (1, 2)],
         ["B", "2"],
     ),
+    "videomme": (
+        [{"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law",
+          "url": "x", "videoID": "film", "question_id": f"001-{n}", "task_type": "Counting",
+          "question": "How many?", "options": ["A. one.", "B. two.", "C. three.", "D. four."],
+          "answer": "C"} for n in (1, 2)],
+        ["C", "three."],
+    ),
     "nextqa": (
         [{"video": "4010069381", "frame_count": 300, "width": 1, "height": 1, "question": "why",
           "answer": 2, "qid": n, "type": "CW", **{f"a{k}": f"text {k}" for k in range(5)}}
@@ -252,6 +259,8 @@ def write_copy(name, folder, rows):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         # The second of BEAF's pictures is another one.
         Image.new("RGB", (8, 8), "blue" if "_00" in place else "red").save(folder / place)
+    reds = [Image.new("RGB", (8, 8), (200, 10 * number, 0)) for number in range(12)]
+    reds[0].save(folder / "film.gif", save_all=True, append_images=reds[1:])
     if name == "amber":
         truths = [{"id": 1005, "type": "discriminative-attribute-state", "truth": "yes"},
                   {"id": 1006, "type": "discriminative-relation", "truth": "no"}]  # fmt: skip

@@ -162,7 +162,8 @@ def test_their_function_takes_the_rows_of_every_benchmark_that_is_rescored(name,
     rows, right = PUBLISHED[name]
     benchmark = load_benchmark(name, data=write_copy(name, tmp_path / "copy", rows))
     first = benchmark.items[0].id
-    assert rescore(benchmark, {first: right[0]}).theirs == pytest.approx(1.0)
+    said = right[0].upper().strip(".") if name == "realworldqa" else right[0]  # "a." is not theirs
+    assert rescore(benchmark, {first: said}).theirs == pytest.approx(1.0)
     assert rescore(benchmark, {first: "Zebra!"}).theirs == 0.0
 
 
