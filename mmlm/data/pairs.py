@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
 from mmlm.data.base import Source, sources
 from mmlm.data.planning import Planned, Planner
@@ -42,6 +43,19 @@ class PlannedPair(Planned):
 class PairsConfig(FileConfig):
     """One JSON object in a line, with a chosen and a rejected answer."""
 
+    @field_validator("turns", "learn")
+    @classmethod
+    def _one_answer(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse what would part the two answers of a pair, or learn more than them."""
+        if value in ("apart", "all"):
+            usual = "chain" if value == "apart" else "answers"
+            raise ValueError(
+                f"`{info.field_name}: {value}` does not go with `use: pairs`: a pair compares two "
+                f"last answers to one conversation. Leave it out (`{info.field_name}: {usual}`), "
+                f"or write the questions as pairs of their own"
+            )
+        return value
+
     def open(self, folder: Path) -> Source:
         """Find the lines."""
         return PairSource(
@@ -62,7 +76,7 @@ class PairSource(FileSource):
             raise BadRowError("no_pair", "the chosen and the rejected answer are the same")
         chosen, rejected = (
             self._reader.read(
-                with_answer(values, answer_of(values[key])),
+                with_answer(values, answer_of(values[key]), self._reader.columns.answer),
                 number=row, source=self.name, folder=self._folder,
             )
             for key in ("chosen", "rejected")
@@ -86,8 +100,8 @@ def answer_of(value: Any) -> str:
     return value
 
 
-def with_answer(row: dict[str, Any], answer: str) -> dict[str, Any]:
-    """Return a row that ends with an answer, in the shape that the row has."""
+def with_answer(row: dict[str, Any], answer: str, column: str = "answer") -> dict[str, Any]:
+    """Return a row that ends with an answer, in its own shape; that of a table is in `column`."""
     plain = {key: value for key, value in row.items() if key not in _KEPT_APART}
     for key, turn in (
         ("messages", {"role": "assistant", "content": answer}),
@@ -95,7 +109,7 @@ def with_answer(row: dict[str, Any], answer: str) -> dict[str, Any]:
     ):
         if isinstance(plain.get(key), list):
             return {**plain, key: [*plain[key], turn]}
-    return {**plain, "answer": answer}
+    return {**plain, column: answer}
 
 
 def _reference(row: dict[str, Any]) -> tuple[float, float] | None:

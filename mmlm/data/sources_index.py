@@ -7,6 +7,7 @@ Three layouts: one JSON value a line, one JSON array, and CSV with quoted line b
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import mmap
@@ -161,4 +162,4 @@ def parse_json(raw: bytes) -> object:
     Raises:
         ValueError: if it is not JSON in UTF-8.
     """
-    return json.loads(raw.decode("utf-8-sig"))
+    return json.loads(raw.removeprefix(codecs.BOM_UTF8).decode())

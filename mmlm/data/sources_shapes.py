@@ -103,11 +103,11 @@ def _from_conversations(row: dict[str, Any], images: list[Any]) -> list[Message]
     for turn in _turns(row["conversations"], "conversations"):
         if not isinstance(turn, dict):
             raise BadRowError("wrong_type", f"a turn is {short(turn)}, not an object")
-        speaker = turn.get("from", turn.get("role"))
+        speaker = turn["from"] if "from" in turn else turn.get("role")
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
             raise BadRowError("wrong_role", f"a turn is from {short(speaker)}")
-        value = turn.get("value", turn.get("content"))
+        value = turn["value"] if "value" in turn else turn.get("content")
         if not isinstance(value, str):
             raise BadRowError("wrong_type", f"the value of a turn is {short(value)}, not text")
         messages.append(Message(role, (Text(value),), _learn(turn)))  # type: ignore[arg-type]
@@ -172,7 +172,8 @@ def place_images(messages: list[Message], images: list[Any]) -> list[Message]:
     """Put images where the text says ``<image>``, else before the first user turn."""
     if not images:
         return messages
-    places = sum(message.text.count("<image>") for message in messages)
+    texts = [message.text for message in messages]
+    places = sum(text.count("<image>") for text in texts)
     waiting = iter(images)
     if places == 0:
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
@@ -185,8 +186,10 @@ def place_images(messages: list[Message], images: list[Any]) -> list[Message]:
             "placeholders", f"{places} times <image> in the text and {len(images)} images"
         )
     return [
-        Message(message.role, _split_places(message.text, waiting), message.learn)
-        for message in messages
+        message
+        if len(message.content) == 1 and "<image>" not in text
+        else Message(message.role, _split_places(text, waiting), message.learn)
+        for message, text in zip(messages, texts, strict=True)
     ]
 
 
@@ -206,22 +209,29 @@ def _split_places(text: str, images: Iterator[Any]) -> tuple[Part, ...]:
 
 def checked(messages: Sequence[Message]) -> list[Message]:
     """Refuse conversations that no chat template can be asked to render."""
-    turns = [message for message in messages if message.role != "system"]
-    if any(message.role == "system" for message in messages[1:]):
+    roles = [message.role for message in messages]
+    texts = [message.text for message in messages]
+    if "system" in roles[1:]:
         raise BadRowError("wrong_order", "a system turn stands after the first")
-    if not turns or turns[0].role != "user":
+    first = 1 if roles[:1] == ["system"] else 0
+    if roles[first : first + 1] != ["user"]:
         raise BadRowError("wrong_order", "the first turn is not the user's")
-    for one, other in pairwise(turns):
-        if one.role == other.role:
-            raise BadRowError("wrong_order", f"two {one.role} turns follow one another")
-    if not any(message.learns for message in turns):
+    for one, other in pairwise(roles[first:]):
+        if one == other:
+            raise BadRowError("wrong_order", f"two {one} turns follow one another")
+    if not any(message.learns for message in messages[first:]):
         raise BadRowError("no_answer", "no turn is the assistant's")
-    if any(m.role == "assistant" and not m.images and not m.text.strip() for m in turns):
+    empty = {
+        role
+        for role, text, message in zip(roles, texts, messages, strict=True)
+        if (not text or text.isspace()) and not message.images
+    }
+    if "assistant" in empty:
         raise BadRowError("no_answer", "an assistant turn is empty")
-    if any(m.role == "user" and not m.images and not m.text.strip() for m in turns):
+    if "user" in empty:
         raise BadRowError("no_question", "a user turn is empty")
-    for message in messages:
-        _require_unicode(message.text)
+    for text in texts:
+        _require_unicode(text)
     return list(messages)
 
 

@@ -2,7 +2,9 @@
 
 Packed rows need attention that stays inside each sample. Before the first step the run puts
 two samples into one row, changes the first, and looks whether the second sees it, and whether
-each has the loss that it has alone. A model for which that fails is not packed.
+each has the loss that it has alone. A model for which that fails is not packed. An encoder that
+reads pictures of all sizes as one sequence is tried in the same way; if it mixes them, the run
+is refused, because padding would not part them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.errors import ConfigError, TrainingError
+from mmlm.features import ClipSize, Size
 from mmlm.modeling import SEGMENTS, MMLMForConditionalGeneration
 from mmlm.modeling.backends import AttentionBackend, attention_backends, by_speed, is_known
 from mmlm.training.recipe import RunConfig
@@ -72,7 +75,10 @@ def choose_attention(
     Raises:
         ConfigError: if packing was asked for and this model cannot be packed, or a backend was
             named that is not here.
+        TrainingError: if the encoder lets pictures of one row see each other.
     """
+    with _computing(run, device):
+        _refuse_mixed_pictures(model)
     before = str(getattr(model.model.language.config, "_attn_implementation", "sdpa"))
     wanted = list(_candidates(model, run, device))
     if run.packing == "padded":
@@ -211,6 +217,59 @@ def prove_isolation(model: MMLMForConditionalGeneration | WholeModel) -> Isolati
     leak = float((together.float() - changed.float()).abs().max()) / scale
     difference = float((together.float() - alone.float()).abs().max()) / scale
     return Isolation(leak, difference, _LARGEST_LEAK.get(model.dtype, 5e-2))
+
+
+@torch.no_grad()
+def prove_pictures_apart(model: MMLMForConditionalGeneration) -> Isolation:
+    """Measure whether two pictures of different sizes that are encoded together see each other.
+
+    For models whose image policy leaves pictures their own size; through encoder, reducer and
+    connector, on numbers drawn at random.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    counter = model.model.counter
+    step = counter.step
+    first, second = Size(4 * step, 6 * step), Size(6 * step, 4 * step)
+    draw = torch.Generator().manual_seed(0)
+    one, other, last = (
+        torch.randn(counter.length(size), generator=draw) for size in (first, first, second)
+    )
+    num = counter.count(second)
+    together = _features(model, [one, last], [first, second])[-num:]
+    changed = _features(model, [other, last], [first, second])[-num:]
+    alone = _features(model, [last], [second])
+    _put_back(modes)
+    scale = float(alone.abs().max()) + 1e-9
+    leak = float((together - changed).abs().max()) / scale
+    difference = float((together - alone).abs().max()) / scale
+    return Isolation(leak, difference, _LARGEST_LEAK.get(model.dtype, 5e-2))
+
+
+def _features(
+    model: MMLMForConditionalGeneration, numbers: list[Tensor], sizes: list[Size]
+) -> Tensor:
+    rows = [list(size) for size in sizes]
+    if model.model.counter.video is not None:
+        rows = [[*row, *[0] * (len(ClipSize._fields) - len(row))] for row in rows]
+    device = model.lm_head.weight.device
+    found = model.get_image_features(
+        torch.cat(numbers).to(device), image_sizes=torch.tensor(rows, device=device)
+    )
+    assert found is not None
+    return found.values.float()
+
+
+def _refuse_mixed_pictures(model: MMLMForConditionalGeneration | WholeModel) -> None:
+    if isinstance(model, WholeModel) or not model.config.image_policy.ragged:
+        return
+    isolation = prove_pictures_apart(model)
+    if not isolation.holds:
+        raise TrainingError(
+            f"The encoder lets pictures of one row see each other ({isolation}), so what is learnt "
+            f"of one would depend on its neighbours. Use another `model.vision`, or an image "
+            f"policy that gives every picture the encoder's own size, such as `letterbox`."
+        )
 
 
 def _put_back(modes: dict[nn.Module, bool]) -> None:

@@ -1,5 +1,7 @@
 """Pictures at their own size: rows keep two budgets, and no picture sees another's patches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,9 @@ from mmlm.data import Drop, Mixture, PackingConfig, Share
 from mmlm.data.collate import collate_packed
 from mmlm.data.pipeline import StepStream
 from mmlm.data.planning import Planner
+from mmlm.errors import TrainingError
+from mmlm.training.attention import choose_attention, prove_pictures_apart
+from mmlm.training.recipe import RunConfig
 from tests.data.made import open_source, write_lines
 from tests.tiny import compose_tiny, picture
 
@@ -83,3 +88,32 @@ def features(tiny, samples):
     count = int((collate_packed(samples)["input_ids"] == tiny.processor.image_token_id).sum())
     assert found.values.shape[0] == count
     return found.values
+
+
+def test_a_run_proves_that_its_encoder_keeps_pictures_apart_or_is_refused(tiny, monkeypatch):
+    proven = prove_pictures_apart(tiny.model)
+    assert proven.holds
+    assert choose_attention(tiny.model, RunConfig(), torch.device("cpu")).packed
+    eye = tiny.model.model.vision
+    encode = eye.encode_numbers
+
+    def mixed(numbers, sizes):
+        found = encode(numbers, sizes)
+        return replace(found, values=found.values + found.values.mean(0))
+
+    monkeypatch.setattr(eye, "encode_numbers", mixed)
+    assert not prove_pictures_apart(tiny.model).holds
+    with pytest.raises(TrainingError, match=r"pictures of one row see each other.*letterbox"):
+        choose_attention(tiny.model, RunConfig(), torch.device("cpu"))
+
+
+def test_a_vit_that_packs_pictures_of_all_sizes_keeps_them_apart(tmp_path):
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    tower = {"model_type": "siglip2_vision_model", **size, "num_attention_heads": 4,
+             "patch_size": 8, "num_patches": 16}  # fmt: skip
+    made = compose_tiny(
+        tmp_path, eye={"use": "hf", "config": tower, "layer": "last"},
+        image={"use": "native", "rule": "fit", "max_tokens": 9},
+        reducer={"use": "pixel_shuffle"},
+    )  # fmt: skip
+    assert prove_pictures_apart(made.model).holds

@@ -1,12 +1,14 @@
 """Rows of every shape become samples; wrong ones are refused under their own cause."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlm.data import BadRowError, sources
+from mmlm.data import BadRowError, sources, sources_rows
+from mmlm.data.sources_files import parse_line
 from mmlm.data.sources_index import index_json, index_lines
 from mmlm.errors import DataError
 from mmlm.messages import ImagePart, Text
@@ -278,3 +280,20 @@ def test_rows_that_change_change_the_fingerprint(tmp_path):
     one = open_rows(tmp_path, [{"question": "a", "answer": "b"}]).fingerprint()
     other = open_rows(tmp_path, [{"question": "a", "answer": "c"}]).fingerprint()
     assert one != other
+
+
+@given(st.one_of(st.text(min_size=1), st.from_regex(r"[a-z./ #_-]+", fullmatch=True)))
+def test_the_path_of_a_picture_is_joined_as_pathlib_joins_it(image):
+    folder = Path("/data/set")
+    try:
+        located = sources_rows._located(image, folder)
+    except BadRowError:
+        return
+    assert located == str(folder / image)
+
+
+def test_a_row_may_begin_with_a_byte_order_mark_and_not_hold_another_encoding():
+    assert parse_line(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "\u00e9"}
+    for raw in ('{"a": 1}'.encode("utf-16"), b'{"a": "\xe9"}', b'{"a": "\xed\xa0\x80"}'):
+        with pytest.raises(BadRowError, match="not JSON"):
+            parse_line(raw)

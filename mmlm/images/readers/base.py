@@ -103,7 +103,7 @@ def all_readers(settings: Mapping[str, Mapping[str, Any]] | None = None) -> Read
     Raises:
         ConfigError: if a reader or a setting is unknown.
     """
-    return _readers(json.dumps(settings or {}, sort_keys=True))
+    return _readers(json.dumps(settings, sort_keys=True) if settings else "{}")
 
 
 @lru_cache(maxsize=64)
@@ -129,6 +129,8 @@ def split_reference(source: str | os.PathLike[str]) -> tuple[Path, int]:
     (PosixPath('a/photo.jpg'), 0)
     """
     text = os.fspath(source)
+    if "#" not in text:
+        return Path(text), 0
     match = _REFERENCE.fullmatch(text)
     if match is None or Path(text).exists():
         return Path(text), 0
