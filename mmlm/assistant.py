@@ -218,6 +218,12 @@ def _check_fit(config: MMLMConfig) -> None:
             f"encoder takes {counter.side.height} x {counter.side.width} alone. Use `tiles`, or an "
             f"encoder that takes other sizes (`mmlm probe` says which)."
         )
+    video = counter.video
+    if counter.facts.frames > 1 and video is not None and (video.drop is not None or video.roll):
+        raise ConfigError(
+            "video.drop and video.roll are for frames that are encoded one by one, and this "
+            "encoder takes whole clips. Use `pool`, or leave them out."
+        )
     counter.count(counter.side)  # refuses a layout that the tokens cannot be put in
     plan = counter.plan(counter.side)
     for tile in plan.tiles:

@@ -133,16 +133,22 @@ class MMLMImageProcessor(BaseImageProcessor):
     def _frames_of(self, clip: Clip) -> tuple[ClipSize, list[int]]:
         """Return the size of a clip, and which of its frames are taken."""
         facts, video = clip_facts(clip, readers=self.counter.policy.readers), self.counter.video
-        count = 1 if video is None else video.num_frames(facts.num_frames, facts.seconds)
+        count = self.counter.facts.frames
+        if video is not None and count == 1:
+            count = video.num_frames(facts.num_frames, facts.seconds)
         size = ClipSize(*facts.size, count)
         self.counter.plan(size)  # refuses clips for a model that takes none
         return size, evenly(facts.num_frames, count)
 
+    def frames(self, clip: Clip) -> tuple[list[Any], ClipSize]:
+        """Open the frames of a clip that are taken; returns them and the size of the clip."""
+        size, chosen = self._frames_of(clip)
+        return open_frames(clip, chosen, readers=self.counter.policy.readers), size
+
     def _look_at_clip(self, clip: Clip) -> tuple[Tensor, ClipSize]:
         """Open the frames of a clip that are taken; see `look`."""
         counter = self.counter
-        size, chosen = self._frames_of(clip)
-        frames = open_frames(clip, chosen, readers=counter.policy.readers)
+        frames, size = self.frames(clip)
         views = [
             [self._cut(frame, [tile], facts, counter.frame_policy.fill)[0] for frame, tile in each]
             for each, facts in self._views(frames, size)
@@ -157,7 +163,7 @@ class MMLMImageProcessor(BaseImageProcessor):
         self, frames: Sequence[Any], size: ClipSize
     ) -> list[tuple[list[tuple[Any, Tile]], VisionFacts]]:
         """Return each encoder's facts, and its tile of each frame."""
-        tiles = self.counter.plan(size).tiles
+        tiles = self.counter.plan(size).tiles[:1] * len(frames)
         return [
             (list(zip(frames, own, strict=True)), facts)
             for facts, own in _by_encoder(tiles, self.counter.facts)
@@ -204,8 +210,9 @@ class MMLMImageProcessor(BaseImageProcessor):
             cut = self._cut(image, tiles, counter.facts)
             return (torch.stack(cut) if len(cut) > 1 else cut[0][None]), size
         views = [self._cut(image, own, facts) for facts, own in _by_encoder(tiles, counter.facts)]
-        by_tile = [view.reshape(-1) for tile in zip(*views, strict=True) for view in tile]
-        return torch.cat(by_tile), size
+        times = counter.facts.frames  # an encoder of clips sees a picture standing still
+        tiled = [view.reshape(-1) for tile in zip(*views, strict=True) for view in tile]
+        return torch.cat([view.repeat(times) for view in tiled] if times > 1 else tiled), size
 
     def _cut(
         self, image: Any, tiles: Sequence[Tile], facts: VisionFacts, outside: str | None = None

@@ -24,6 +24,7 @@ from mmlm.data.schema import CAUSES
 from mmlm.errors import ImageError
 from mmlm.features import Size
 from mmlm.images import cut_each, open_image
+from mmlm.messages import Clip
 from mmlm.processing import MMLMProcessor
 
 _TILE_PX = 144
@@ -195,6 +196,9 @@ def _tiles(sample: Planned, processor: MMLMProcessor) -> str:
 def tiles_of(picture: Any, processor: MMLMProcessor) -> Iterator[tuple[Image.Image, str]]:
     """Give the tiles of a picture as pictures, each with its size in words."""
     counter = getattr(processor.image_processor, "counter", None)
+    if isinstance(picture, Clip):
+        yield from _frames(picture, processor)
+        return
     try:
         image = open_image(picture, readers=None if counter is None else counter.policy.readers)
     except (ImageError, OSError) as error:
@@ -213,6 +217,22 @@ def tiles_of(picture: Any, processor: MMLMProcessor) -> Iterator[tuple[Image.Ima
     ):
         shown = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         yield shown, f"{tile.size.width} × {tile.size.height} px"
+
+
+def _frames(clip: Clip, processor: MMLMProcessor) -> Iterator[tuple[Image.Image, str]]:
+    """Give the frames of a clip that are taken, as the encoder gets them."""
+    looks = processor.image_processor
+    try:
+        frames, size = looks.frames(clip)
+    except (ImageError, OSError) as error:
+        yield Image.new("RGB", (8, 8), (178, 58, 30)), f"broken: {error}"
+        return
+    way: Any = looks.counter.facts.resample
+    tile = looks.counter.plan(size).tiles[0]
+    for number, frame in enumerate(frames):
+        (pixels,) = cut_each(frame, [tile], resample=way, fill=(0, 0, 0))
+        shown = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        yield shown, f"frame {number + 1}, {tile.size.width} × {tile.size.height} px"
 
 
 def _address(tile: Image.Image) -> str:

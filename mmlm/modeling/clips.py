@@ -131,5 +131,5 @@ def _pooled(item: Tensor, grid: Grid, wanted: Grid) -> Tensor:
     if grid == wanted:
         return item
     clip = item.view(1, *grid, -1).movedim(-1, 1).float()
-    pooled = functional.adaptive_avg_pool3d(clip, tuple(wanted))
+    pooled = functional.adaptive_avg_pool3d(clip, (wanted.frames, wanted.rows, wanted.columns))
     return pooled.movedim(1, -1).reshape(-1, item.shape[-1]).to(item.dtype)

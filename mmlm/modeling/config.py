@@ -77,7 +77,8 @@ class TokenCounter:
     @property
     def is_flat(self) -> bool:
         """Whether pixels travel as one row of numbers; see `mmlm.modeling.pictures`."""
-        return self.policy.ragged or bool(self.facts.parts) or self.video is not None
+        several = bool(self.facts.parts) or self.facts.frames > 1
+        return self.policy.ragged or several or self.video is not None
 
     @property
     def needs_sizes(self) -> bool:
@@ -87,7 +88,8 @@ class TokenCounter:
     def plan(self, size: Size | ClipSize) -> ImagePlan:
         """The tiles of a picture of this size, or the frames of a clip."""
         if isinstance(size, ClipSize):
-            return ImagePlan((self._tile_of_frame(size),) * size.frames, size.frames, 1)
+            count = size.frames if self.facts.frames == 1 else 1  # or one tile of many frames
+            return ImagePlan((self._tile_of_frame(size),) * count, count, 1)
         return self.policy.plan(size, self.side, self.step)
 
     def _tile_of_frame(self, size: ClipSize) -> Tile:
@@ -129,19 +131,20 @@ class TokenCounter:
         tile = self._tile_of_frame(size)
         if self.video is not None and self.video.joined:
             own = self.facts.out_grid(tile.size)
-            grid = Grid(own.frames * size.frames, own.rows, own.columns)
+            grid = Grid(own.frames * len(self.plan(size).tiles), own.rows, own.columns)
             if self.reducer is not None:
                 grid = self.reducer.out_grid(grid)
             return self.connector.out_grid(grid)
         frame = self.grid_of_tile(tile.size)
-        return Grid(frame.frames * size.frames, frame.rows, frame.columns)
+        return Grid(frame.frames * len(self.plan(size).tiles), frame.rows, frame.columns)
 
     @property
     def marks_frames(self) -> bool:
         """Whether the marks of the image policy (ends of rows) stand in frames as well."""
         video = self.video
-        whole = video is not None and video.pool is None and video.drop is None
-        return whole and not video.joined and self.frame_policy is self.policy
+        if video is None or video.pool is not None or video.drop is not None or video.joined:
+            return False
+        return self.frame_policy is self.policy and self.facts.frames == 1
 
     def grid_of_tile(self, size: Size) -> Grid:
         """The grid that a tile of this size has when it reaches the language model."""
@@ -173,7 +176,7 @@ class TokenCounter:
     def num_items(self, size: Size | ClipSize) -> int:
         """How many items a picture or clip is when its tokens are put in order."""
         if isinstance(size, ClipSize):
-            return size.frames if self.marks_frames else 1
+            return len(self.plan(size).tiles) if self.marks_frames else 1
         return len(self.plan(size).tiles)
 
     def order(self, size: Size | ClipSize, grids: Sequence[Grid]) -> NDArray[np.int64] | None:

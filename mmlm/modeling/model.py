@@ -29,6 +29,7 @@ from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head, labelled_loss, without_first_of_each
 from mmlm.modeling.head import loss_by_piece as loss_of_pieces
+from mmlm.modeling.in_step import nothing_seen, ranks_wait
 from mmlm.modeling.injection import Injection
 from mmlm.modeling.outputs import MMLMModelOutput, MMLMOutput
 from mmlm.modeling.pictures import (
@@ -221,10 +222,10 @@ class MMLMModel(PreTrainedModel):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         features = self.get_image_features(pixel_values, vision_values, vision_grids, image_sizes)
         nothing: Tensor | None = None
-        if features is None and input_ids is not None and self._must_keep_in_step():
+        if features is None and input_ids is not None and ranks_wait(self):
             # Before the embedding, as a picture would be: ranks add up gradients in the order in
             # which they come, and read weights in the order in which parts are called.
-            nothing = self._nothing_seen(input_ids.device)
+            nothing = nothing_seen(self, input_ids.device)
         if inputs_embeds is None:
             assert input_ids is not None
             embedded: Tensor = self.get_input_embeddings()(input_ids)
@@ -269,31 +270,6 @@ class MMLMModel(PreTrainedModel):
             attentions=getattr(outputs, "attentions", None),
             image_hidden_states=None if features is None else features.values,
         )
-
-    def _must_keep_in_step(self) -> bool:
-        """Whether ranks wait for one another: then every rank runs the vision part each step."""
-        return (
-            self.training
-            and torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-            and torch.distributed.get_world_size() > 1
-        )
-
-    def _nothing_seen(self, device: torch.device) -> Tensor:
-        """Run one empty picture and return zero: a rank with text alone must not hang others."""
-        facts, side = self.counter.facts, self.counter.side
-        sizes = torch.tensor([side], device=device)
-        shape = (self.counter.length(side),)
-        if not self.counter.is_flat:
-            shape = (*shape, facts.channels, *side)
-        blank = torch.zeros(shape, device=device)
-        features = self.get_image_features(blank, image_sizes=sizes)
-        assert features is not None
-        nothing = features.values.sum()
-        if self.injection is not None:  # what is only read between the layers must not idle either
-            nothing = nothing + sum(weight.sum() for weight in self.connector.parameters())
-            nothing = nothing + sum(layer.values.sum() for layer in features.layers)
-        return nothing * 0.0
 
 
 class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):

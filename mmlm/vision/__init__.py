@@ -3,9 +3,9 @@
     images ──► vision ──► reducers ──► connectors ──► modeling
                you are here
 
-`hf` takes any image tower of transformers, `timm` any model of timm, `open_clip` that of its
-checkpoints, `patches` none at all; `mixture` takes several, `scales` one at several sizes,
-`extended` adds to one.
+`hf` takes any image tower of transformers and `hf_clips` those of clips, `timm` any model of timm,
+`open_clip` that of its checkpoints, `patches` none at all; `mixture` takes several, `scales` one at
+several sizes, `extended` adds to one.
 An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
 `VisionFacts` without the weights. To add an encoder, write one module here, register its
 config, and import it below; `tests/contracts/test_vision.py` finds it.
@@ -21,6 +21,8 @@ from mmlm.vision.extended import ExtendedConfig as ExtendedConfig
 from mmlm.vision.extended import ExtendedEncoder as ExtendedEncoder
 from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
 from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
+from mmlm.vision.hf_clips import HFClipsConfig as HFClipsConfig
+from mmlm.vision.hf_clips import HFClipsEncoder as HFClipsEncoder
 from mmlm.vision.mixture import MixtureConfig as MixtureConfig
 from mmlm.vision.mixture import MixtureEncoder as MixtureEncoder
 from mmlm.vision.open_clip import OpenClipVisionConfig as OpenClipVisionConfig

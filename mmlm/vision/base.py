@@ -71,7 +71,10 @@ class VisionFacts(Config):
     """Further hidden states or stages that come beside the features."""
 
     maps: int = Field(default=1, ge=1)
-    """Maps that a tile becomes: more than one where channels have tokens of their own."""
+    """Maps that a tile becomes: more than one where channels or frames have tokens of their own."""
+
+    frames: int = Field(default=1, ge=1)
+    """Frames that the encoder takes at once; a picture is shown to it as often."""
 
     parts: tuple[VisionFacts, ...] = ()
     """The facts of each encoder, where several work together; each gets pixels of its own."""
@@ -117,7 +120,10 @@ class VisionFacts(Config):
 
     def num_numbers(self, size: Size) -> int:
         """How many numbers the pixels of a tile of this size are, for all encoders together."""
-        return sum(facts.channels * own.height * own.width for facts, own in self.views(size))
+        return sum(
+            facts.frames * facts.channels * own.height * own.width
+            for facts, own in self.views(size)
+        )
 
     def _size_for(self, part: VisionFacts, size: Size) -> Size:
         """Return the size that one of several encoders gets for a tile."""
@@ -233,7 +239,8 @@ class VisionEncoder(nn.Module):
         """
         pieces = numbers.split([self.facts.num_numbers(size) for size in sizes])
         shaped = zip(pieces, sizes, strict=True)
-        return self.encode_tiles([piece.view(self.facts.channels, *size) for piece, size in shaped])
+        channels = self.facts.frames * self.facts.channels
+        return self.encode_tiles([piece.view(channels, *size) for piece, size in shaped])
 
     def idle_parameters(self) -> frozenset[str]:
         """Name the parameters that the chosen feature does not depend on.

@@ -125,13 +125,12 @@ class ExtendedEncoder(VisionEncoder):
         blocks = blocks_of(encoder)
         width = _width_of(blocks[0])
         like = next(encoder.parameters())
-        made = {"dtype": like.dtype, "device": like.device}
         self.registers = self.channel_embedding = None
         if config.registers:
-            self.registers = nn.Parameter(torch.randn(config.registers, width, **made) * 0.02)
+            self.registers = nn.Parameter(torch.randn(config.registers, width).to(like) * 0.02)
         if config.channel_tokens is not None:
             count = config.channel_tokens
-            self.channel_embedding = nn.Parameter(torch.randn(count, width, **made) * 0.02)
+            self.channel_embedding = nn.Parameter(torch.randn(count, width).to(like) * 0.02)
         self._looking = None
         if config.positions == "lookhere":
             self._looking = Looking(encoder, blocks)
@@ -174,6 +173,7 @@ class ExtendedEncoder(VisionEncoder):
         grid = self.facts.out_grid(size)
         tiles, channels = pixels.shape[:2]
         places = self.facts.num_prefix + grid.rows * grid.columns
+        chosen = list(range(channels))
         with ExitStack() as added:
             if self._looking is not None:
                 self._looking.at(grid.rows, grid.columns, self.facts.maps)

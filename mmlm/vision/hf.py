@@ -67,6 +67,11 @@ class HFVisionConfig(VisionConfig):
     def load(self, *, dtype: torch.dtype | None = None) -> VisionEncoder:
         """Load the tower with its weights, resize it where asked, and probe it."""
         tower = self._tower(dtype or torch.float32).eval()
+        if tower.config.model_type in hf_facts.OF_CLIPS:
+            raise ConfigError(
+                f"{self._name} is a {tower.config.model_type}, which takes whole clips. Write "
+                f"`use: hf_clips`."
+            )
         if self.channels not in (None, hf_facts.channels_of(tower.config)):
             tower = with_channels(tower, self.channels or 3)
         if tower.config.model_type in naflex.MODEL_TYPES:

@@ -34,6 +34,9 @@ UNFIT: dict[str, str] = {
 }
 """Towers that this encoder cannot run, and why."""
 
+OF_CLIPS = ("videomae", "vivit", "xclip_vision_model", "timesformer")
+"""Towers that take several frames at once; `mmlm.vision.hf_clips` runs most of them."""
+
 PREFIX_OF = {"dinov3_convnext": 1, "pvt": 1}
 """Tokens before the places of a map, for towers that are no ViT and put some there."""
 

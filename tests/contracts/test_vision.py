@@ -35,6 +35,7 @@ HF = {
         ("dinov2_with_registers", "dinov2_with_registers", {"mlp_ratio": 2}),
     )
 }
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 TIMM = {"use": "timm", "pretrained": False, "side_px": 64}
 TINY = {
     "hf": [
@@ -80,6 +81,29 @@ TINY = {
     "scales": [
         {"use": "scales", "encoder": HF["siglip"], "factors": [1, 2]},
         {"use": "scales", "encoder": HF["clip"], "factors": [1, 3], "dynamic": True},
+    ],
+    "hf_clips": [
+        {"use": "hf_clips", **HALF, "config": {"model_type": "videomae", "num_frames": 4, **TOWER}},
+        {
+            "use": "hf_clips",
+            **HALF,
+            "config": {
+                "model_type": "vivit",
+                "num_frames": 4,
+                "tubelet_size": [2, 8, 8],
+                **{key: value for key, value in TOWER.items() if key != "patch_size"},
+            },
+        },
+        {
+            "use": "hf_clips",
+            **HALF,
+            "config": {
+                "model_type": "xclip_vision_model",
+                "num_frames": 3,
+                "mit_hidden_size": 32,
+                **TOWER,
+            },
+        },
     ],
     "extended": [
         {"use": "extended", "encoder": HF["clip"], "registers": 2},
@@ -129,7 +153,7 @@ class TestEveryEncoder:
     def pixels(self, encoder):
         facts = encoder.facts
         generator = torch.Generator().manual_seed(1)
-        shape = (facts.channels, *facts.side)
+        shape = (facts.frames * facts.channels, *facts.side)
         if facts.parts:  # each encoder gets pixels of its own, in one row of numbers
             shape = (facts.num_numbers(facts.side_size),)
         return torch.randn(3, *shape, generator=generator)
@@ -196,8 +220,9 @@ class TestEveryEncoder:
         height, width = encoder.facts.side
         with pytest.raises(ConfigError, match=f"It takes {height} x {width}"):
             encoder.facts.out_grid(Size(height + 1, width))
+        channels = encoder.facts.frames * encoder.facts.channels
         with pytest.raises(ConfigError, match=f"It takes {height} x {width}"):
-            encoder(torch.zeros(1, encoder.facts.channels, height + 1, width))
+            encoder(torch.zeros(1, channels, height + 1, width))
 
     def test_other_sizes_that_its_facts_promise_are_taken(self, encoder):
         facts = encoder.facts

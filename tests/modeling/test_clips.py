@@ -338,6 +338,18 @@ def test_a_picture_model_takes_clips_without_learning(tmp_path):
     films.answer("What?", images=[clip(9)], max_new_tokens=4)
 
 
+def test_the_preview_shows_the_frames_that_are_taken(tmp_path):
+    from mmlm.data.preview_page import as_html
+
+    rows_of(tmp_path, 1)
+    mixture = Mixture([(open_source(tmp_path, use="jsonl", path="clips.jsonl"), Share())])
+    made_ = made("frames")
+    planned = Planner(mixture, made_.processor, max_tokens=2000, max_tiles=64).plan(0)
+    page = as_html([planned], made_.processor)
+    assert page.count("<figure>") == 2
+    assert "frame 2, 32 × 32 px" in page
+
+
 def test_a_clip_in_text_is_one_place():
     made_ = made("frames")
     turns = [Message("user", (ImagePart(clip(3)), Text("What?"))), assistant("Rain.")]

@@ -24,7 +24,7 @@ HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 _PACKED = (
     "takes the patches of pictures as its own model has cut them, with their grids, and no pixels"
 )
-_CLIPS = "takes whole clips; frames are encoded one by one"
+_CLIPS = "takes whole clips: some do so under `use: hf_clips`, see test_hf_clips.py"
 
 UNFIT: dict[str, str] = {
     **{
@@ -47,7 +47,6 @@ UNFIT: dict[str, str] = {
             "minicpmv4_7_vision",
             "muse_glimmer_vision",
             "muse_spark_vision",
-            "qianfan_ocr_vision",
             "qwen2_5_vl_vision",
             "qwen3_5_moe_vision",
             "qwen3_5_vision",
@@ -70,6 +69,7 @@ UNFIT: dict[str, str] = {
     "hf:mgp-str": "reads one word and gives its letters",
     "hf:sam3_video": "follows things through a film",
     "hf:seggpt": "needs a second picture and its masks",
+    "hf:yolos": "puts a hundred tokens for boxes behind those of places",
     "hf:timm_backbone": "is timm's network behind another name; `use: timm` is the same",
 }
 """Families that are no encoder in our sense, and why. They are refused when they are named."""
@@ -211,6 +211,7 @@ HF = (
     "glm_image_vqmodel",
     "glm_ocr_vision",
     "glpn",
+    "granite_docling_vision",
     "hgnet_v2",
     "hiera",
     "hunyuan_vl_vision",
