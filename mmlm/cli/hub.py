@@ -12,6 +12,7 @@ _FORMS = {
     "mmlm": "MMLM's own class; every composition has this form",
     "remote-code": "MMLM's own class with its code, for people who have no MMLM",
     "gguf": "two files for llama.cpp and a Modelfile for Ollama; CLIP or SigLIP with mlp",
+    "adapter": "the adapters of a run that kept them, as PEFT reads them, beside their base",
     "delta": "only what was learnt, beside the names of the base parts",
 }
 
@@ -29,6 +30,7 @@ _CLASSES = (
     "llava_next",
     "paligemma",
     "perception_lm",
+    "smolvlm",
 )
 """The stock classes by name, listed here because the library is not loaded for `--help`."""
 
@@ -55,6 +57,8 @@ def _export(options: Options) -> None:
     assistant = load(options.model, device="cpu")
     if options.to == "delta":
         assistant.save(options.out, delta=True)
+    elif options.to == "adapter":
+        hub.export_adapter(assistant.model, assistant.processor, options.out)
     elif options.to in ("mmlm", "remote-code"):
         hub.save_mmlm(
             assistant.model, assistant.processor, options.out, notes=assistant.notes,

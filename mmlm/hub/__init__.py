@@ -8,6 +8,8 @@ which, `mmlm.hub.parity` asserts it), else MMLM's own; `save_delta` writes only 
 `load_parts` reads all of them back. Safetensors only: nothing is ever unpickled.
 """
 
+from mmlm.hub.adapter import export_adapter as export_adapter
+from mmlm.hub.adapter import put_adapter as put_adapter
 from mmlm.hub.card import write_card as write_card
 from mmlm.hub.classes import AyaVision as AyaVision
 from mmlm.hub.classes import Cohere2Vision as Cohere2Vision
@@ -21,6 +23,7 @@ from mmlm.hub.classes import Llava as Llava
 from mmlm.hub.classes import LlavaNext as LlavaNext
 from mmlm.hub.classes import PaliGemma as PaliGemma
 from mmlm.hub.classes import PerceptionLM as PerceptionLM
+from mmlm.hub.classes import SmolVLM as SmolVLM
 from mmlm.hub.delta import save_delta as save_delta
 from mmlm.hub.load import find as find
 from mmlm.hub.load import load_parts as load_parts
@@ -35,6 +38,8 @@ from mmlm.hub.stock import Match as Match
 from mmlm.hub.stock import StockClass as StockClass
 from mmlm.hub.stock import match as match
 from mmlm.hub.stock import stock_classes as stock_classes
+from mmlm.hub.upgrade import Upgrade as Upgrade
+from mmlm.hub.upgrade import upgrade as upgrade
 from mmlm.hub.whole import is_only_whole as is_only_whole
 from mmlm.hub.whole import load_whole as load_whole
 from mmlm.hub.whole import save_whole as save_whole

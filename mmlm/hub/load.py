@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from mmlm.errors import CheckpointError, ConfigError, MMLMError
+from mmlm.hub.adapter import base_of, is_adapter, put_adapter
 from mmlm.hub.importers import import_folder, layout_of
 from mmlm.hub.keymaps import compare_keys
 from mmlm.hub.stock import COMPOSITION, StockClass, stock_class_of
@@ -60,6 +61,10 @@ def load_parts(source: str | Path, *, dtype: torch.dtype | None = None) -> Parts
             from mmlm.hub.delta import load_delta
 
             return load_delta(folder, dtype=dtype)
+        if is_adapter(folder):
+            parts = load_parts(base_of(folder), dtype=dtype)
+            put_adapter(parts[0], folder)
+            return parts
         return _load_folder(folder, dtype)
     except CheckpointError:
         raise

@@ -80,13 +80,24 @@ def _llava(config: MMLMConfig) -> list[Opens]:
         Opens("transformers serve", "yes", "5.23 answered"),
         vllm,
         sglang,
-        Opens("llama.cpp", "no", "its converter takes LLaVA with a Pixtral tower alone"),
+        _llama_cpp(config),
         Opens(
             "lmms-eval",
             "yes",
             "0.7.3 through an OpenAI server such as `transformers serve`; not its own adapters",
         ),
     ]
+
+
+def _llama_cpp(config: MMLMConfig) -> Opens:
+    """Say whether llama.cpp runs it, from files of its own."""
+    from mmlm.hub.gguf.fits import why_no_gguf
+
+    if reasons := why_no_gguf(config):
+        return Opens("llama.cpp", "no", reasons[0])
+    near = ", near and not equal" if config.facts.num_prefix else ""
+    said = f"after `mmlm export --to gguf`; xllamacpp 2026.10 answered the like{near}"
+    return Opens("llama.cpp", "yes", said)
 
 
 def _other(name: str) -> list[Opens]:

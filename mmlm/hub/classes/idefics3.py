@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmlm.connectors import LinearConnectorConfig
 from mmlm.hub.classes.perception_lm import (
@@ -81,12 +82,10 @@ class Idefics3(StockClass):
         return reasons
 
     def stock_config(self, config: MMLMConfig) -> PretrainedConfig:
-        """Return an `Idefics3Config`."""
-        from transformers import Idefics3Config
-
+        """Return an `Idefics3Config`, or that of its twin."""
         tower = config.vision_config
         padding: dict[str, Any] = {"pad_token_id": config.text_config.pad_token_id}
-        return Idefics3Config(
+        return CONFIG_MAPPING[self.model_type](
             vision_config={key: getattr(tower, key) for key in _SHARED},
             text_config=text_of(config),
             image_token_id=config.image_token_id,
@@ -146,3 +145,15 @@ class Idefics3(StockClass):
             image_token_id=stock.image_token_id,
             tie_word_embeddings=stock.tie_word_embeddings,
         )
+
+
+@stock_classes.register("smolvlm")
+class SmolVLM(Idefics3):
+    """`SmolVLMForConditionalGeneration`: the same computation under another name.
+
+    Idefics3 is written where none is named; `mmlm export --to smolvlm` writes this one.
+    """
+
+    class_name = "SmolVLMForConditionalGeneration"
+    model_type = "smolvlm"
+    rank = 26
