@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mmlm.cli.base import Command, Options, Parser, hush, key_values
+from mmlm.cli.launch import is_launched, launch
 
 
 def _arguments(parser: Parser) -> None:
@@ -49,8 +50,6 @@ def _count(word: str) -> int:
 
 
 def _run(options: Options) -> int | None:
-    from mmlm.training.launch import is_launched, launch
-
     if not is_launched() and not options.dry_run:
         processes = options.processes or _visible_gpus(options)
         if options.processes is not None or processes > 1:

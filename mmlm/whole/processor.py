@@ -98,6 +98,10 @@ class WholeImages:
         """The tiles of a picture of this size, as far as memory is concerned."""
         return self._of_size(size, 1)[1]
 
+    def num_tiles(self, size: Size) -> int:
+        """How many tiles a picture of this size costs."""
+        return len(self.plan(size).tiles)
+
     def expand(self, size: Size, beside: int) -> str:
         """Return the text that stands for a picture, one of so many in its sample."""
         return self._of_size(size, beside)[0]

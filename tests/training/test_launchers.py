@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import mmlm.training.launch as launching
+import mmlm.cli.launch as launching
 from mmlm.cli.main import find_command
 from mmlm.errors import UsageError
 from tests.training.tiny_run import tiny_recipe
