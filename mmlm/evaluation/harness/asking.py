@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmlm.errors import EvaluationError
 from mmlm.generation import Request
-from mmlm.messages import ImagePart, Message, Text
+from mmlm.messages import Clip, ImagePart, Message, Text
 
 PLACE = "<image>"
 """Where a harness wants a picture inside a prompt."""
+
+_FILMS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 
 
 def request(prompt: str, pictures: Sequence[Any]) -> Request:
@@ -21,15 +22,12 @@ def request(prompt: str, pictures: Sequence[Any]) -> Request:
     >>> request("What is it?", ["a"]).images
     ['a']
 
-    Raises:
-        EvaluationError: for a video, which has to be cut into pictures first.
+    The path of a film becomes a clip, which a model without a video policy refuses.
+
+    >>> request("What happens?", ["a.mp4"]).images
+    [Clip(source='a.mp4')]
     """
-    films = [each for each in pictures if isinstance(each, str) and each.endswith((".mp4", ".avi"))]
-    if films:
-        raise EvaluationError(
-            f"A model of pictures cannot read {films[0]}. Cut the video into pictures, or take a "
-            f"task of pictures."
-        )
+    pictures = [Clip(each) if _is_film(each) else each for each in pictures]
     parts = prompt.split(PLACE)
     if not pictures or len(parts) != len(pictures) + 1:
         return Request(prompt, list(pictures))
@@ -38,6 +36,10 @@ def request(prompt: str, pictures: Sequence[Any]) -> Request:
         content += [Text(part)] if part else []
         content += [ImagePart(pictures[number])] if number < len(pictures) else []
     return Request(messages=(Message("user", tuple(content)),))
+
+
+def _is_film(shown: Any) -> bool:
+    return isinstance(shown, str) and shown.lower().endswith(_FILMS)
 
 
 def settings_of(asked: Mapping[str, Any]) -> dict[str, Any]:

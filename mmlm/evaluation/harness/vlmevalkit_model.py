@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from mmlm.generation import Request
-from mmlm.messages import ImagePart, Message, Text
+from mmlm.messages import Clip, ImagePart, Message, Text
 
 
 def __getattr__(name: str) -> Any:
@@ -60,14 +60,15 @@ def request_of(message: Sequence[Mapping[str, str]]) -> Request:
     'What?'
 
     Raises:
-        ValueError: for another type, such as a video.
+        ValueError: for another type, such as a sound.
     """
     content: list[Text | ImagePart] = []
     for part in message:
-        if part["type"] not in ("text", "image"):
-            raise ValueError(f"A model of pictures takes text and image, not {part['type']!r}.")
-        value = part["value"]
-        content.append(Text(value) if part["type"] == "text" else ImagePart(value))
+        kind, value = part["type"], part["value"]
+        if kind not in ("text", "image", "video"):
+            raise ValueError(f"The model takes text, image and video, not {kind!r}.")
+        shown = Clip(value) if kind == "video" else value
+        content.append(Text(value) if kind == "text" else ImagePart(shown))
     return Request(messages=(Message("user", tuple(content)),))
 
 

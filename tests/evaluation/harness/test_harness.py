@@ -17,7 +17,8 @@ from mmlm.errors import EvaluationError
 from mmlm.evaluation import load_benchmark
 from mmlm.evaluation.harness.asking import request, settings_of
 from mmlm.evaluation.harness.rescore import TASKS, rescore
-from mmlm.evaluation.harness.vlmevalkit_model import Answers
+from mmlm.evaluation.harness.vlmevalkit_model import Answers, request_of
+from mmlm.messages import Clip
 from tests.evaluation.benchmarks.test_published import PUBLISHED, write_copy
 from tests.evaluation.conftest import write_rows
 from tests.tiny import compose_tiny, picture
@@ -41,8 +42,7 @@ def test_pictures_stand_where_the_prompt_says():
     assert message.text == "First , then ."
     # A wrong number of places is text, and the pictures come first.
     assert request("One <image>.", ["a.png", "b.png"]).images == ["a.png", "b.png"]
-    with pytest.raises(EvaluationError, match="Cut the video"):
-        request("What?", ["film.mp4"])
+    assert request("What?", ["film.mp4"]).images == [Clip("film.mp4")]
 
 
 def test_settings_of_a_harness_are_ours():
@@ -63,6 +63,10 @@ def test_vlmevalkits_list_of_parts_is_answered(saved, tmp_path):
     parts = [{"type": "image", "value": str(path)}, {"type": "text", "value": "What?"}]
     wanted = load(saved).answer("What?", [path], max_new_tokens=6)
     assert inside.generate_inner(parts, dataset="MMBench") == wanted
+    film = [{"type": "video", "value": "film.mp4"}, {"type": "text", "value": "What?"}]
+    assert request_of(film).messages[0].images == [Clip("film.mp4")]
+    with pytest.raises(ValueError, match="not 'audio'"):
+        request_of([{"type": "audio", "value": "a.wav"}])
 
 
 TASK = """
