@@ -11,6 +11,7 @@ objective, register one in `objectives`. No model is defined here and no file fo
 
 from mmlm.training.distillation import DistillationConfig as DistillationConfig
 from mmlm.training.entry import train as train
+from mmlm.training.old_space import OldSpaceConfig as OldSpaceConfig
 from mmlm.training.preference import PreferenceConfig as PreferenceConfig
 from mmlm.training.recipe import Recipe as Recipe
 from mmlm.training.recipe import RunConfig as RunConfig

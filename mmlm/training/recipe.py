@@ -301,10 +301,10 @@ class Recipe(Config):
             near = get_close_matches(unknown[0], MODEL_KEYS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"model has no key {unknown[0]!r}{hint} (known: {_words(MODEL_KEYS)})")
-        if "from" in self.model and set(self.model) - {"from", "whole"}:
-            raise ValueError("model.from names a whole model; it goes with no other key")
         if "whole" in self.model and ("from" not in self.model or self.model["whole"] is not True):
             raise ValueError("model.whole: true goes with model.from; leave it out otherwise")
+        if "whole" in self.model and set(self.model) - {"from", "whole"}:
+            raise ValueError("a model taken whole has no parts to exchange; leave `whole` out")
         missing = [key for key in ("vision", "language") if key not in self.model]
         if "from" not in self.model and missing:
             raise ValueError(f"model.{missing[0]} is missing")

@@ -30,6 +30,7 @@ from mmlm.data import open_mixture
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import key_of
 from mmlm.errors import CheckpointError, ConfigError, TrainingError
+from mmlm.hub import upgrade
 from mmlm.language.adapters import merge_adapters
 from mmlm.recipes import find_recipe, list_recipes
 from mmlm.storage import cache_folder
@@ -230,14 +231,25 @@ class Trainer:
         torch.manual_seed(self.recipe.run.seed)
         model_words = copy.deepcopy(self.recipe.model)
         if "from" in model_words:
-            place = _folder_or_id(model_words["from"], self.folder)
-            assistant = load(place, device="cpu", whole=bool(model_words.get("whole")))
+            place = _folder_or_id(model_words.pop("from"), self.folder)
+            whole = bool(model_words.pop("whole", False))
+            if model_words:
+                assistant = self._upgraded(place, model_words)
+            else:
+                assistant = load(place, device="cpu", whole=whole)
         else:
             assistant = compose(**model_words)
         assistant.model.cast(precision.dtype)
         if self.recipe.run.gradient_checkpointing:
             assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
         return assistant
+
+    def _upgraded(self, place: str | Path, parts: dict[str, Any]) -> Assistant:
+        """Put other parts into a checkpoint, and say what is kept of it."""
+        model, processor, kept = upgrade(place, parts)
+        for line in kept:
+            self.say(f"kept        {line}")
+        return Assistant(model, processor)
 
     def _compose_anew(self, run: Run) -> None:
         """Put what has learnt into a new model: one that was spread cannot be used again."""
