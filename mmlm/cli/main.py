@@ -21,6 +21,7 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("quickstart", "train a small real assistant here, score it, talk to it"),
     "train": ("train", "train a model, stage by stage, as a recipe says"),
+    "sweep": ("sweep", "train a recipe with other parts, on the same tokens, and compare"),
     "check": ("check", "what a recipe will do, cost and learn, before it runs"),
     "data": ("data", "make a source, build it, look at it"),
     "eval": ("evaluate", "measure a model, with and without the image"),

@@ -67,11 +67,16 @@ def page(
         _curves(files_of_run),
         _reading(files_of_run.results),
     ]
+    return document("".join(body), title=title)
+
+
+def document(body: str, *, title: str) -> str:
+    """Return a whole page in the house's style around what stands in it."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_style()}</style></head>\n"
-        f"<body><main>\n{''.join(body)}\n</main></body></html>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -348,10 +353,37 @@ def _curves(files_of_run: RunFiles) -> str:
             ("Loss", curves(loss, title="Loss")),
             ("Loss on rows never learnt", curves(held_out, title="Loss on rows never learnt")),
             ("Useful tokens per second", curves(speed, title="Useful tokens per second")),
+            ("MFU", curves(stage_curves(files_of_run.log, "mfu"), title="MFU")),
+            ("Memory in GiB", curves(stage_curves(files_of_run.log, "memory_gib"), title="GiB")),
         )
         if plot
     )
-    return f'<h2 id="training">Training</h2>{plots}' if plots else ""
+    sources = _by_source(files_of_run.log)
+    return f'<h2 id="training">Training</h2>{plots}{sources}' if plots else ""
+
+
+def _by_source(log: Sequence[Mapping[str, Any]]) -> str:
+    """Write the loss of each source: the mean of its first steps, and of its last."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in log:
+        for source, loss in (row.get("loss_by_source") or {}).items():
+            found.setdefault((str(row.get("stage", "")), str(source)), []).append(float(loss))
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(stage)}</td><td>{escape(source)}</td><td>{len(losses):,}</td>"
+        f"<td>{_mean(losses[:5]):.3f}</td><td>{_mean(losses[-5:]):.3f}</td></tr>"
+        for (stage, source), losses in found.items()
+    )
+    return (
+        '<h3>Loss by source</h3><div class="panel"><table><thead><tr><th>stage</th><th>source</th>'
+        "<th>steps</th><th>first five</th><th>last five</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _reading(rows: Sequence[dict[str, Any]]) -> str:

@@ -97,6 +97,50 @@ def curves(stages: Sequence[Curve], *, title: str) -> str:
     return "".join(parts) + "</svg>"
 
 
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+
+
+def overlaid(curves: Sequence[Curve], *, title: str, unit: str) -> str:
+    """Draw smoothed values of several runs over one axis, told apart by colour and by dashes."""
+    curves = [curve for curve in curves if curve.points]
+    values = [value for curve in curves for _, value in curve.points if math.isfinite(value)]
+    if not values:
+        return ""
+    width, left, right, top, floor = 720, 64, 12, 14, 286
+    low, high = _range(values)
+    most = max(place for curve in curves for place, _ in curve.points) or 1.0
+    parts = [_open(width, 330 + 20 * len(curves), title, "curves")]
+
+    def y(value: float) -> float:
+        return floor - (min(max(value, low), high) - low) / (high - low) * (floor - top)
+
+    for tick in _ticks(low, high):
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" '
+            f'y2="{y(tick):.1f}"/><text class="tick" x="{left - 8}" y="{y(tick) + 4:.1f}" '
+            f'text-anchor="end">{tick:g}</text>'
+        )
+    parts.append(
+        f'<text class="tick" x="{width - right}" y="{floor + 22}" text-anchor="end">'
+        f"{most:,.0f} {escape(unit)}</text>"
+    )
+    for number, curve in enumerate(curves):
+        means = smoothed([value for _, value in curve.points])
+        line = [
+            (left + place / most * (width - left - right), y(mean) if math.isfinite(mean) else mean)
+            for (place, _), mean in zip(curve.points, means, strict=True)
+        ]
+        dashes = f' stroke-dasharray="{_DASHES[number // 4 % len(_DASHES)]}"'
+        below = floor + 44 + 20 * number
+        parts.append(
+            f'<g class="stage s{number % 4}"><path class="smooth" d="{_path(line)}"{dashes}/>'
+            f'<path class="smooth" d="M{left} {below - 4}h28"{dashes}/>'
+            f'<text class="label" x="{left + 38}" y="{below}">{escape(curve.name)}</text>'
+            f"<title>{escape(curve.name)}: {means[-1]:.4g}</title></g>"
+        )
+    return "".join(parts) + "</svg>"
+
+
 def _stage(stage: Curve, number: int, start: int, x: Scale, y: Scale, top: int, floor: int) -> str:
     count = len(stage.points)
     left, right = x(start), x(start + count - 1)

@@ -93,7 +93,18 @@ class Progress:
         if not self._quiet:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def step(self, *, step: int, share: float, loss: float, tokens: int, padding: float) -> None:
+    def step(
+        self,
+        *,
+        step: int,
+        share: float,
+        loss: float,
+        tokens: int,
+        padding: float,
+        mfu: float | None = None,
+        memory_gib: float | None = None,
+        dropped: int = 0,
+    ) -> None:
         """Show one step."""
         now = time.monotonic()
         self._recent.append((now, tokens))
@@ -104,7 +115,10 @@ class Progress:
             f"{self.title}  step {step:,}  loss {loss:.4f}  {speed:,.0f} tokens/s  "
             f"padding {100 * padding:.1f} %"
         )
-        left = self._left(now, share)
+        line += "" if mfu is None else f"  MFU {100 * mfu:.0f} %"
+        line += "" if memory_gib is None else f"  {memory_gib:.1f} GiB"
+        line += f"  {dropped:,} dropped" if dropped else ""
+        left = self._left(share)
         if self._live is not None:
             grid = Table.grid(padding=(0, 1))
             done = round(_BAR_WIDTH * min(share, 1.0))
@@ -123,11 +137,16 @@ class Progress:
         span = self._recent[-1][0] - self._recent[0][0]
         return sum(tokens for _, tokens in list(self._recent)[1:]) / max(span, 1e-9)
 
-    def _left(self, now: float, share: float) -> str:
+    def left(self, share: float) -> float | None:
+        """Return the seconds that the rest of the stage takes, if it goes on like this."""
         done = share - self._start_share
         if done <= 0:
-            return "?"
-        return duration((now - self._start) / done * max(1.0 - share, 0.0))
+            return None
+        return (time.monotonic() - self._start) / done * max(1.0 - share, 0.0)
+
+    def _left(self, share: float) -> str:
+        seconds = self.left(share)
+        return "?" if seconds is None else duration(seconds)
 
     def close(self) -> None:
         """End the live line; it stays on the screen."""
@@ -148,6 +167,22 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a line of the log, those inside others with both names.
+
+    >>> flat({"loss": 1.0, "loss_by_source": {"a": 2.0}, "mfu": None}, "align/")
+    {'align/loss': 1.0, 'align/loss_by_source/a': 2.0}
+    """
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            inner: dict[str, Any] = value
+            found |= flat(inner, f"{prefix}{key}/")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 class Tracker(Protocol):

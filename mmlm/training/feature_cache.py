@@ -1,9 +1,10 @@
 """Features of a frozen encoder, computed once for each picture and kept on disk.
 
 The folder's name stands for weights, preprocessing and precision; an entry's key for the
-bytes of the picture. Features are appended to a file and read back by position; an entry is
+bytes of the picture. Features are appended to a file and read from a memory map of it; an entry is
 written down only after its features, with a checksum, so that a crash leaves nothing wrong.
-Several processes write files of their own and read everybody's. The disk space is bounded.
+Several processes write files of their own and read everybody's. The space on disk is bounded for
+all of them together: who adds looks at what all have written, one at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from mmlm.features import Grid, VisionFeatures
 from mmlm.images import split_reference
 
 _READ_ONLY = os.O_RDONLY
+_ALIGNED = 8
 
 
 class _Entry(NamedTuple):
@@ -41,7 +44,8 @@ class FeatureCache:
         folder: Where the files are; one folder for each encoder, policy and precision.
         width: Width of a feature.
         dtype: Precision of the features.
-        most_bytes: Beyond this, nothing is added.
+        most_bytes: What all processes together may write into the folder; what would be more is
+            not kept.
     """
 
     def __init__(self, folder: Path, *, width: int, dtype: torch.dtype, most_bytes: int) -> None:
@@ -49,10 +53,12 @@ class FeatureCache:
         self.folder, self.width, self.dtype, self.most_bytes = folder, width, dtype, most_bytes
         self._entries: dict[str, _Entry] = {}
         self._files: list[int] = []
-        self._bytes = 0
+        self._maps: dict[int, mmap.mmap] = {}
         for index in sorted(folder.glob("part-*.index")):
             self._read_part(index)
         self._index, self._data, self._own = self._open_own()
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._is_full = False
         self.hits, self.misses = 0, 0
 
     def __len__(self) -> int:
@@ -63,34 +69,69 @@ class FeatureCache:
 
     def add(self, pictures: Sequence[tuple[str, VisionFeatures]]) -> None:
         """Write the features of pictures down, while there is space."""
-        if self._bytes >= self.most_bytes or not pictures:
+        if self._is_full or not pictures:
             return
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._add(pictures, room=self.most_bytes - self.num_bytes())
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def num_bytes(self) -> int:
+        """Return what all processes have written into the folder."""
+        parts = [*self.folder.glob("part-*.data"), *self.folder.glob("part-*.index")]
+        return sum(part.stat().st_size for part in parts)
+
+    def _add(self, pictures: Sequence[tuple[str, VisionFeatures]], room: int) -> None:
         lines: list[str] = []
         blobs: list[bytes] = []
         offset = os.lseek(self._data, 0, os.SEEK_END)
+        gap = -offset % _ALIGNED  # after a write that was cut
+        if gap:
+            blobs.append(bytes(gap))
+            offset, room = offset + gap, room - gap
         for key, features in pictures:
             values = features.values.to(self.dtype).contiguous()
             blob = values.view(torch.uint8).numpy().tobytes()
             entry = _Entry(self._own, offset, len(blob), zlib.crc32(blob), features.grids)
-            lines.append(json.dumps([key, *entry[1:4], [list(grid) for grid in entry.grids]]))
+            line = json.dumps([key, *entry[1:4], [list(grid) for grid in entry.grids]])
+            room -= len(blob) + len(line) + 1
+            if room < 0:
+                self._is_full = True
+                break
+            lines.append(line)
             blobs.append(blob)
             self._entries[key] = entry
             offset += len(blob)
+        if not lines:
+            return
         _append(self._data, b"".join(blobs))
         _append(self._index, ("\n".join(lines) + "\n").encode())
-        self._bytes += sum(map(len, blobs))
 
     def get(self, key: str) -> VisionFeatures | None:
         """Return the features of a picture, or None if they are unknown or damaged."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        blob = os.pread(self._files[entry.file], entry.size, entry.offset)
-        if len(blob) != entry.size or zlib.crc32(blob) != entry.checksum:
+        mapped = self._mapped(entry)
+        if mapped is None or zlib.crc32(mapped) != entry.checksum:
             del self._entries[key]
             return None
-        raw = torch.frombuffer(bytearray(blob), dtype=torch.uint8)
-        return VisionFeatures(raw.view(self.dtype).view(-1, self.width), entry.grids)
+        values = torch.frombuffer(mapped, dtype=self.dtype).view(-1, self.width)
+        return VisionFeatures(values, entry.grids)
+
+    def _mapped(self, entry: _Entry) -> memoryview | None:
+        """Return an entry's bytes in the mapped file, or None where the file ends before them."""
+        end = entry.offset + entry.size
+        known = self._maps.get(entry.file)
+        if known is None or len(known) < end:
+            file = self._files[entry.file]
+            size = os.fstat(file).st_size
+            if size < end:
+                return None
+            # A private map: a tensor may be written to, and the file never is.
+            known = self._maps[entry.file] = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+        return memoryview(known)[entry.offset : end]
 
     def _read_part(self, index: Path) -> None:
         data = index.with_suffix(".data")
@@ -100,7 +141,6 @@ class FeatureCache:
         size = os.fstat(file).st_size
         number = len(self._files)
         self._files.append(file)
-        self._bytes += size
         for line in index.read_text(encoding="utf-8").splitlines():
             try:
                 key, offset, length, checksum, grids = json.loads(line)
@@ -131,9 +171,9 @@ class FeatureCache:
 
     def close(self) -> None:
         """Give the files back."""
-        for file in (*self._files, self._index, self._data):
+        for file in (*self._files, self._index, self._data, self._lock):
             os.close(file)
-        self._files, self._entries = [], {}
+        self._files, self._entries, self._maps = [], {}, {}
 
 
 def _append(file: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmlm.assistant import Assistant, load
 
@@ -25,6 +26,7 @@ class StageResult:
         learning: Weights that learnt.
         validation_loss: The lowest loss on rows that are never learnt, if there are any.
         best_step: The step at which it was so low.
+        seen: MFU and what it is measured against, peak memory, room, padding, loss by source.
     """
 
     name: str
@@ -38,6 +40,7 @@ class StageResult:
     learning: int
     validation_loss: float | None = None
     best_step: int | None = None
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

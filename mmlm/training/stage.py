@@ -31,7 +31,7 @@ from mmlm.training.checkpoint import (
     save_checkpoint,
 )
 from mmlm.training.depth import drop_path
-from mmlm.training.display import Progress
+from mmlm.training.display import Progress, flat
 from mmlm.training.feature_cache import FeatureCache
 from mmlm.training.learning import freeze, public_name
 from mmlm.training.objectives import objectives, planner_of
@@ -43,6 +43,7 @@ from mmlm.training.schedules import rate
 from mmlm.training.sharding import build_optimizer, check_objective, whole_passes
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.step import Learnt, StepLearner, padding_share
+from mmlm.training.tally import Tally, by_source
 from mmlm.training.validation import Validation
 from mmlm.whole import WholeModel
 
@@ -83,6 +84,7 @@ class StageRun:
         ).build(loss_weight=stage.loss_weight)
         check_objective(self.objective, run, stage)
         self.objective.prepare(self.model, run.assistant.processor.tokenizer, mixture)
+        self.tally = Tally(self.model, run.engine)  # before its weights are spread
         self.optimizer = build_optimizer(run, stage, vision_stands_aside=cache is not None)
         self.batcher = Batcher(
             self.model,
@@ -134,6 +136,7 @@ class StageRun:
         self.samples, self.seconds = state["samples"], state["seconds"]
         self.losses, self.num_skipped = state["losses"], state["skipped"]
         self._stream_state = state["stream"]
+        self.tally.restore(state.get("tally", {}))
         if self.validation is not None:
             self.validation.restore(state["validation"])
 
@@ -240,7 +243,7 @@ class StageRun:
         before = self._share(self.step, self.tokens, self.samples - step.num_samples)
         after = self._share(self.step + 1, self.tokens + step.num_tokens, self.samples)
         factor = rate(self.stage, progress=(before + after) / 2, step=self.step)
-        begun = time.monotonic()
+        begun, known = time.monotonic(), self._pictures()
         learnt = self._learn(step, factor)
         self.step += 1
         self.tokens += step.num_tokens
@@ -248,11 +251,29 @@ class StageRun:
             return
         self._remember(learnt.loss, moved=learnt.moved)
         rate_now = factor * max(self.stage.patterns.values()) if learnt.moved else 0.0
-        self._tell(step, learnt, rate_now, after, time.monotonic() - begun, progress)
+        seconds = time.monotonic() - begun
+        padding = 0.0 if self.run.attention.packed else padding_share(step)
+        seen = self.tally.take(
+            step,
+            by_source(self.learner.sources.sums(), self.run.engine.gather),
+            seconds=seconds,
+            padding=padding,
+            encoded=self._encoded(known),
+        )
+        self._tell(step, learnt, rate_now, after, seconds, progress, {"padding": padding, **seen})
         if self.run.growth is not None and self.run.growth.is_due(self.step):
             self._ask(progress)
         if self.validation is not None and self.validation.is_due(self.step):
             self._validate(progress)
+
+    def _pictures(self) -> tuple[int, int]:
+        """Return how many pictures came from the cache so far, and how many did not."""
+        return (0, 0) if self.cache is None else (self.cache.hits, self.cache.misses)
+
+    def _encoded(self, before: tuple[int, int]) -> float:
+        """Return the share of the step's pictures that the encoder had to see."""
+        hits, misses = (now - then for now, then in zip(self._pictures(), before, strict=True))
+        return misses / (hits + misses) if hits + misses else 1.0
 
     def _learnt(self) -> dict[str, Tensor]:
         """Return what learns in this stage, whole, on the first rank; called on every rank."""
@@ -285,12 +306,12 @@ class StageRun:
         share: float,
         seconds: float,
         progress: Progress,
+        seen: dict[str, Any],
     ) -> None:
         """Write one line of the log, and show it."""
         if not self.run.engine.is_main or learnt.loss is None:
             return
-        padding = 0.0 if self.run.attention.packed else padding_share(step)
-        numbers = {
+        numbers: dict[str, Any] = {
             "loss": learnt.loss,
             "lr": lr,
             "grad_norm": learnt.norm,
@@ -299,16 +320,19 @@ class StageRun:
             "samples": self.samples,
             "dropped": self.quarantine.dropped,
             "room": 1.0 - step.num_tokens / max(step.capacity_tokens, 1),
-            "padding": padding,
             "share": share,
             "seconds": seconds,
+            "seconds_left": progress.left(share),
+            **seen,
         }
         self.run.log.write({"stage": self.stage.name, "step": self.step, **numbers})
         for tracker in self.run.trackers:
-            tracker.log({f"{self.stage.name}/{k}": v for k, v in numbers.items()}, self.step)
+            tracker.log(flat(numbers, f"{self.stage.name}/"), self.step)
         progress.step(
-            step=self.step, share=share, loss=learnt.loss, tokens=step.num_tokens, padding=padding
-        )
+            step=self.step, share=share, loss=learnt.loss, tokens=step.num_tokens,
+            padding=seen["padding"], mfu=seen.get("mfu"), memory_gib=seen["memory_gib"],
+            dropped=self.quarantine.dropped,
+        )  # fmt: skip
 
     def _ask(self, progress: Progress) -> None:
         growth = self.run.growth
@@ -380,6 +404,7 @@ class StageRun:
             "skipped": self.num_skipped,
             "cuts": self.learner.cuts,
             "stream": self._stream_state,
+            "tally": self.tally.state(),
             "data": self.mixture.fingerprint(),
             "quarantine": self.quarantine.state(),
             "log_bytes": self.run.log.length,
@@ -423,6 +448,7 @@ class StageRun:
             learning=sum(report.learning for report in self.reports),
             validation_loss=None if self.validation is None else self.validation.best_loss,
             best_step=None if self.validation is None else self.validation.best_step,
+            seen=self.tally.facts(),
         )
 
 

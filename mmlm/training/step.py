@@ -19,6 +19,7 @@ import torch
 from mmlm.data.order import key_of
 from mmlm.data.pipeline import PreparedRow, Step
 from mmlm.errors import TrainingError
+from mmlm.modeling.head import watched_losses
 from mmlm.training.batches import Batcher
 from mmlm.training.nonfinite import save_batch
 from mmlm.training.objectives import Objective
@@ -26,6 +27,7 @@ from mmlm.training.optim import Optimizer
 from mmlm.training.recipe import StageConfig
 from mmlm.training.rows import halves, with_picture
 from mmlm.training.shared import Run
+from mmlm.training.tally import SourceLosses
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class StepLearner:
         self._stand_in, self._adds_pictures = stand_in, every_row_has_pictures
         self._run, self._stage, self._objective = run, stage, objective
         self._optimizer, self._batcher, self._say = optimizer, batcher, say
+        self.sources = SourceLosses()
+        """The losses of the last step, by source."""
         self.cuts = 0
         """How often rows are cut in half, because memory ran out; part of a checkpoint."""
 
@@ -140,13 +144,14 @@ class StepLearner:
     def _passes(self, rows: list[PreparedRow | None], num_items: float) -> float:
         run, device = self._run, self._run.engine.device
         total = torch.zeros((), dtype=torch.float32, device=device)
+        self.sources.forget()
         for index, given in enumerate(rows):
             row = given or self._stand_in
             assert row is not None
             if self._adds_pictures and self._stand_in is not None:
                 row = with_picture(row, self._stand_in)
             factors = self._objective.weigh(row.samples)[0]
-            with run.precision.context(device):
+            with run.precision.context(device), watched_losses() as losses:
                 inputs = self._batcher.inputs(row, factors)
                 loss = self._optimizer.loss_of(
                     self._objective,
@@ -157,6 +162,8 @@ class StepLearner:
                 )
                 if given is None:
                     loss = loss * 0.0
+            if given is not None:
+                self.sources.add(given, losses)
             self._optimizer.backward(loss)
             total += loss.detach().float()
         return float(total)

@@ -27,7 +27,7 @@ from mmlm.training.stage import StageRun
 from tests.training.tiny_run import tiny_recipe, write_rows
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "useful_tokens_per_second")
+TIMES = ("seconds", "useful_tokens_per_second", "seconds_left", "mfu", "memory_gib")
 
 
 def bits(out):
@@ -102,6 +102,37 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
     assert lines[0] == "unbroken 0", done.stdout
     assert "finished 0" in lines, done.stdout
     assert f"killed {signal.SIGKILL}" in lines, "no child was killed while it ran"
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_twenty_kills_over_every_kind_of_stage_change_no_bit(tmp_path):
+    pytest.importorskip("peft", reason="one of the stages learns adapters")
+    write_rows(tmp_path, 40, bad=2)
+    recipe = tiny_recipe(tmp_path, checkpoint_every=1)
+    align, instruct = recipe["stages"]
+    few = {"until": {"steps": 16}}
+    lora = {"learn": ["adapters.*", "connector.*"], "adapters": {"use": "lora", "dropout": 0.1}}
+    recipe["stages"] = [
+        {**align, **few},
+        {**instruct, **few, "name": "all", "learn": ["vision.*", "connector.*", "language.*"],
+         "drop_path": 0.2},
+        {**instruct, **few, **lora, "name": "lora", "peak_lr": 1e-3},
+        {**instruct, **few},
+    ]  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    kills = os.environ.get("MMLM_TEST_KILLS", "24")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.kill_often", str(tmp_path / "recipe.json"),
+         str(tmp_path), kills],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split("\n")
+    assert "finished 0" in lines, done.stdout
+    killed = lines.count(f"killed {signal.SIGKILL}")
+    assert killed >= min(20, int(kills) - 1), done.stdout
     assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
 
 
