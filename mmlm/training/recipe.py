@@ -231,7 +231,7 @@ class RunConfig(Config):
     """Samples that wait for the row that they fill best; more waste less space."""
 
     row_tiles: int = Field(default=256, ge=1)
-    """Most image tiles of a row; bounds the encoder's memory."""
+    """Most image tiles of a row, as large as the encoder's side; bounds the encoder's memory."""
 
     row_patches: int | None = Field(default=None, ge=1)
     """Most patches that the encoder sees in a row; for pictures at their own size."""

@@ -76,6 +76,7 @@ UNFIT: dict[str, str] = {
 
 WORDS: dict[str, dict[str, Any]] = {
     "hf:sam2_hiera_det_model": {"hidden_size": 96, "num_attention_heads": 1},
+    "timm:gemma4_vit": {"arguments": {"depth": 2}},  # 2,304 tokens at its own side
 }
 """What a family needs beside its name: timm's name of the member, or keys of the config."""
 
