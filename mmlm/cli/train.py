@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mmlm.cli.base import Command, Options, Parser, hush, key_values
+from mmlm.cli.check import foresee, foresight_arguments
 from mmlm.cli.launch import is_launched, launch
 
 
@@ -33,6 +34,7 @@ def _arguments(parser: Parser) -> None:
         action="store_true",
         help="build everything, print what learns and the memory it takes, and stop",
     )
+    foresight_arguments(parser)
     parser.add_argument(
         "--processes",
         metavar="N",
@@ -50,19 +52,21 @@ def _count(word: str) -> int:
 
 
 def _run(options: Options) -> int | None:
-    if not is_launched() and not options.dry_run:
+    if not is_launched() and not (options.dry_run or options.hardware):
         processes = options.processes or _visible_gpus(options)
         if options.processes is not None or processes > 1:
             return launch(_again(options), processes)
     from mmlm.training import train
 
     hush()
+    if options.dry_run or options.hardware:
+        foresee(options)
+        return None
     train(
         options.recipe,
         out=options.out,
         overrides=key_values(options.overrides),
         fresh=options.fresh,
-        dry_run=options.dry_run,
     )
     return None
 

@@ -23,7 +23,8 @@ from mmlm.training.feature_cache import FeatureCache, ImageKeys
 from mmlm.training.whole_inputs import whole_inputs
 from mmlm.whole import WholeProcessor
 
-_TILES_AT_ONCE = 32
+TILES_AT_ONCE = 32
+"""Most tiles that a frozen encoder takes in one pass, on their way to the cache."""
 
 
 class Batcher:
@@ -132,7 +133,7 @@ class Batcher:
         start = 0
         while start < len(keys):
             end = start + 1
-            while end < len(keys) and sum(tiles[start : end + 1]) <= _TILES_AT_ONCE:
+            while end < len(keys) and sum(tiles[start : end + 1]) <= TILES_AT_ONCE:
                 end += 1
             pixels, sizes = zip(*(missing[key] for key in keys[start:end]), strict=True)
             with torch.no_grad():

@@ -1,8 +1,10 @@
 """How much memory a run takes, counted from shapes before it starts.
 
-Counted: weights, what the optimiser keeps, gradients, and the activations of one row. The
-activations of a transformer layer are taken as what it keeps for the backward pass, in
-widths a token; the constants stand below with their reason. An estimate, said as such.
+Counted: weights, what the optimiser keeps, gradients, and the activations of one row. The last
+two come from a rehearsal of the step on tensors without contents (`mmlm.training.foresight`).
+Where a model cannot be rehearsed, the activations of a transformer layer are taken as what it
+keeps for the backward pass, in widths a token; the constants stand below with their reason.
+Not counted: what Python and its libraries take, and pictures that wait for their row.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmlm.training.foresight.rehearsal import RowShape, rehearse
 from mmlm.training.precision import Precision
 
 # What one decoder layer keeps for each token: inputs of two norms and their results, of the
@@ -33,6 +36,8 @@ class MemoryPlan:
     gradients: int
     moments: int
     activations: int
+    how: str = "rehearsed"
+    """Where the activations come from, for a person."""
 
     @property
     def total(self) -> int:
@@ -52,7 +57,13 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: Any, learning: set[str], *, precision: Precision, row_tokens: int
+    model: Any,
+    learning: set[str],
+    *,
+    precision: Precision,
+    row_tokens: int,
+    row: RowShape | None = None,
+    rows: int = 2,
 ) -> MemoryPlan:
     """Count what a stage takes.
 
@@ -61,6 +72,8 @@ def plan_memory(
         learning: Names of the parameters that learn.
         precision: The number format.
         row_tokens: Length of a row.
+        row: What a full row holds, for a rehearsal; None counts by a formula.
+        rows: Rows of a step on one device.
     """
     size = torch.empty((), dtype=precision.dtype).element_size()
     # Weights held in 4 bits count as the bytes that they are packed into.
@@ -68,13 +81,27 @@ def plan_memory(
     learnt = sum(p.numel() for n, p in model.named_parameters() if n in learning)
     copies = learnt * 4 if precision.keep_copies and size < 4 else 0
     master = 4 if copies else size
+    gradients, how = learnt * master, "the activations by a formula"
+    activations = _activations(model, row_tokens, size)
+    if row is not None:
+        try:
+            seen = rehearse(model, learning, row, precision=precision, rows=rows)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+            how += f", because a rehearsal failed ({_first_line(error)})"
+        else:
+            activations, how = max(seen.peak - gradients, 0), "one step rehearsed"
     return MemoryPlan(
         weights=weights,
         copies=copies,
-        gradients=learnt * master,
+        gradients=gradients,
         moments=2 * learnt * master,
-        activations=_activations(model, row_tokens, size),
+        activations=activations,
+        how=how,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def _activations(model: nn.Module, row_tokens: int, size: int) -> int:

@@ -8,18 +8,28 @@ matches nothing, samples of which nothing is learnt, packed samples that see eac
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from mmlm.data.mixture import Mixture
 from mmlm.data.preview import Survey, as_terminal, complaint, survey, told
 from mmlm.data.preview_page import preview_page
 from mmlm.errors import DataError
 from mmlm.hub import opens_in
+from mmlm.training.batches import TILES_AT_ONCE
+from mmlm.training.foresight.estimate import REACHED, Estimate, Work, assumptions, estimate
+from mmlm.training.foresight.flops import costs_of
+from mmlm.training.foresight.machines import Hardware
+from mmlm.training.foresight.rehearsal import RowShape
 from mmlm.training.learning import freeze, matching, table
-from mmlm.training.memory import memory_here, plan_memory
+from mmlm.training.memory import MemoryPlan, memory_here, plan_memory
 from mmlm.training.objectives import planner_of
+from mmlm.training.precision import Precision
 from mmlm.training.recipe import StageConfig
+from mmlm.training.sharding import bytes_of, layers_of
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.validation import plan_rows
 from mmlm.whole import WholeModel
@@ -31,11 +41,27 @@ _NUM_SURVEYED = 300
 _NUM_SHOWN = 2
 
 
-def check(trainer: Trainer, html: Path | None = None) -> None:
+@dataclass(frozen=True)
+class Elsewhere:
+    """A machine for which the cost is to be foreseen.
+
+    Args:
+        hardware: So many devices of a kind.
+        reached: The share of its rate that the computing is assumed to reach.
+    """
+
+    hardware: Hardware
+    reached: float = REACHED
+
+
+def check(
+    trainer: Trainer, html: Path | None = None, *, elsewhere: Elsewhere | None = None
+) -> None:
     """Build everything, say what would happen, and stop before the first step.
 
     Args:
         trainer: What would train.
+        elsewhere: A machine for which time and cost are foreseen as well.
         html: Where to write a page with the samples of each stage; ``FILE-STAGE.html`` for later
             stages.
 
@@ -50,14 +76,67 @@ def check(trainer: Trainer, html: Path | None = None) -> None:
     run = trainer.prepare(mixtures, writes=False)
     _say_shapes(trainer, run)
     _say_validation(trainer, run)
+    costs: list[Estimate | None] = []
     for number, (stage, mixture) in enumerate(zip(recipe.stages, mixtures, strict=True)):
         trainer.say(f"\nstage {stage.name} ({number + 1} of {len(mixtures)})")
         page = html if html is None or number == 0 else _beside(html, stage.name)
-        _check_stage(trainer, run, stage, mixture, page)
+        costs.append(_check_stage(trainer, run, stage, mixture, page, elsewhere))
+    if elsewhere is not None:
+        _say_costs(trainer, elsewhere, costs)
     _say_opens_in(trainer, run)
     run.log.close()
     if run.growth is not None:
         run.growth.log.close()
+
+
+def plans_of(trainer: Trainer) -> list[MemoryPlan]:
+    """Return what each stage takes, as `check` says it; nothing is written."""
+    mixtures = [trainer.open_data(stage) for stage in trainer.recipe.stages]
+    run = trainer.prepare(mixtures, writes=False)
+    found: list[MemoryPlan] = []
+    for stage, mixture in zip(trainer.recipe.stages, mixtures, strict=True):
+        run.change_adapters(stage)
+        freeze(run.assistant.model, stage.patterns)
+        found.append(_plan(run, stage, _survey(run, stage, mixture)))
+    run.log.close()
+    return found
+
+
+def _survey(run: Run, stage: StageConfig, mixture: Mixture) -> Survey:
+    """Look at some samples of a stage, without opening a picture."""
+    packing, _ = packing_of(run.recipe, stage)
+    planner = planner_of(stage.objective)(
+        mixture, run.assistant.processor, max_tokens=packing.row_tokens,
+        max_tiles=packing.max_tiles, max_patches=packing.max_patches,
+        share=run.attention.shares,
+    )  # fmt: skip
+    return survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
+
+
+def _plan(
+    run: Run,
+    stage: StageConfig,
+    found: Survey,
+    precision: Precision | None = None,
+    world: int | None = None,
+) -> MemoryPlan:
+    """Count what a stage takes, with rows as full as the survey says."""
+    packing, rows = packing_of(run.recipe, stage)
+    model: Any = run.assistant.model
+    tokens = max(found.num_tokens, 1)
+    tiles = sum(sample.num_tiles for sample in found.samples)
+    frozen = not any(p.requires_grad for p in model.model.vision.parameters())
+    row = RowShape(
+        tokens=packing.row_tokens,
+        labels=-(-packing.row_tokens * found.num_labels // tokens),
+        tiles=min(-(-packing.row_tokens * tiles // tokens), packing.max_tiles),
+        encoded_at_once=TILES_AT_ONCE if frozen and run.recipe.run.feature_cache != "off" else 0,
+    )
+    return plan_memory(
+        model, set(matching(model, stage.patterns)), precision=precision or run.precision,
+        row_tokens=packing.row_tokens, row=None if isinstance(model, WholeModel) else row,
+        rows=-(-rows // (world or run.engine.world)),
+    )  # fmt: skip
 
 
 def _say_shapes(trainer: Trainer, run: Run) -> None:
@@ -100,21 +179,73 @@ def _beside(html: Path, stage: str) -> Path:
     return html.with_name(f"{html.stem}-{stage}{html.suffix}")
 
 
+def _say_costs(trainer: Trainer, elsewhere: Elsewhere, costs: list[Estimate | None]) -> None:
+    hours = sum(one.hours or 0.0 for one in costs if one is not None)
+    cost = sum(one.cost or 0.0 for one in costs if one is not None)
+    trainer.say(f"\nin all      {hours:.3g} h on {elsewhere.hardware.text}, about ${cost:,.2f}")
+    trainer.say(assumptions(elsewhere.hardware, elsewhere.reached))
+
+
+def _foresee(
+    run: Run, stage: StageConfig, mixture: Mixture, found: Survey, elsewhere: Elsewhere
+) -> Estimate | None:
+    """Return what a stage costs on another machine; None for a stock class taken whole."""
+    model: Any = run.assistant.model
+    if isinstance(model, WholeModel):
+        return None
+    _, rows = packing_of(run.recipe, stage)
+    precision = run.precision
+    if run.recipe.run.precision == "auto":
+        precision = replace(precision, name="bf16", dtype=torch.bfloat16, autocast=False)
+    frozen = not any(p.requires_grad for p in model.model.vision.parameters())
+    tiles = sum(sample.num_tiles for sample in found.samples)
+    again = stage.until.epochs or 1.0
+    if frozen and run.recipe.run.feature_cache != "off" and again > 1:
+        tiles = round(tiles / again)
+    tokens = max(found.num_tokens, 1)
+    flops = costs_of(model).of(found.samples, encoded=tiles) * stage.step_tokens / tokens
+    named = list(model.named_parameters())
+    work = Work(
+        plan=_plan(run, stage, found, precision, world=elsewhere.hardware.count),
+        layer=max((bytes_of(layer) for layer in layers_of(model)), default=0),
+        weights=sum(p.numel() for _, p in named),
+        learnt=sum(p.numel() for _, p in named if p.requires_grad),
+        flops=flops,
+        tokens=planned_tokens(stage, mixture, found),
+        step_tokens=stage.step_tokens,
+        rows=rows,
+        recomputes=run.recipe.run.gradient_checkpointing,
+    )
+    return estimate(work, elsewhere.hardware, reached=elsewhere.reached)
+
+
+def planned_tokens(stage: StageConfig, mixture: Mixture, found: Survey) -> float | None:
+    """Return how many tokens a stage learns from, if that is known."""
+    until = stage.until
+    if until.tokens is not None:
+        return until.tokens
+    if until.steps is not None:
+        return until.steps * stage.step_tokens
+    rows = until.samples or (until.epochs and round(until.epochs * mixture.epoch_rows))
+    num = len(found.samples) + len(found.drops)
+    return rows * found.num_tokens / num if rows and num else None
+
+
 def _check_stage(
-    trainer: Trainer, run: Run, stage: StageConfig, mixture: Mixture, html: Path | None
-) -> None:
+    trainer: Trainer,
+    run: Run,
+    stage: StageConfig,
+    mixture: Mixture,
+    html: Path | None,
+    elsewhere: Elsewhere | None,
+) -> Estimate | None:
     model: Any = run.assistant.model
     adapters = run.change_adapters(stage)
     if adapters is not None:
         trainer.say(f"adapters    {adapters}")
     trainer.say(table(freeze(model, stage.patterns)))
     packing, rows_per_step = packing_of(trainer.recipe, stage)
-    planner = planner_of(stage.objective)(
-        mixture, run.assistant.processor, max_tokens=packing.row_tokens,
-        max_tiles=packing.max_tiles, max_patches=packing.max_patches,
-        share=run.attention.shares,
-    )  # fmt: skip
-    found = survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
+    found = _survey(run, stage, mixture)
     if html is not None:
         title = f"Stage {stage.name}: what the model sees"
         page = preview_page(found, run.assistant.processor, title=title)
@@ -125,15 +256,19 @@ def _check_stage(
         f"step        {rows_per_step} row{'s' if rows_per_step > 1 else ''} of "
         f"{packing.row_tokens:,} tokens, {'packed' if run.attention.packed else 'padded'}"
     )
-    chosen = set(matching(model, stage.patterns))
-    memory = plan_memory(model, chosen, precision=run.precision, row_tokens=packing.row_tokens)
+    memory = _plan(run, stage, found)
     trainer.say(
         f"memory      {memory.line()}, of {memory_here(run.engine.device) / 2**30:.1f} GiB here; "
-        f"an estimate"
+        f"{memory.how}"
     )
+    cost = None if elsewhere is None else _foresee(run, stage, mixture, found, elsewhere)
+    if cost is not None and elsewhere is not None:
+        for line in cost.lines(elsewhere.hardware):
+            trainer.say(line)
     for sample in found.samples[:_NUM_SHOWN]:
         trainer.say()
         trainer.say(as_terminal(sample, run.assistant.processor, colour=sys.stdout.isatty()))
+    return cost
 
 
 def _say_survey(
@@ -146,13 +281,12 @@ def _say_survey(
         trainer.say(line)
     if (wrong := complaint(found, budget=trainer.recipe.run.drop_budget)) is not None:
         raise DataError(f"Stage {stage.name}: {wrong}")
-    tokens = found.num_tokens
-    until = stage.until
-    rows = until.samples or (until.epochs and round(until.epochs * mixture.epoch_rows))
-    if rows:
-        planned = rows * tokens / num
+    planned = planned_tokens(stage, mixture, found)
+    if planned is not None:
+        until = stage.until
+        rows = until.samples or (until.epochs and round(until.epochs * mixture.epoch_rows))
         trainer.say(
-            f"length      {rows:,} samples, about {planned:,.0f} tokens in "
+            f"length      {f'{rows:,} samples, ' if rows else ''}about {planned:,.0f} tokens in "
             f"{max(1, round(planned / stage.step_tokens)):,} steps"
         )
 
