@@ -68,7 +68,10 @@ def response_to(fault: Exception, metrics: Metrics) -> Response:
     """Return the response to whatever went wrong, and count it."""
     status, body = answer_to(fault)
     metrics.request(status)
-    headers = {"Retry-After": "2"} if status in (429, 503) else None
+    # A 405 says in `Allow` what may be asked instead.
+    headers = dict(fault.headers or {}) if isinstance(fault, HTTPException) else {}
+    if status in (429, 503):
+        headers["Retry-After"] = "2"
     return JSONResponse(body, status, headers)
 
 

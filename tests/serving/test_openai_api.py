@@ -214,6 +214,7 @@ def test_unknown_models_paths_and_methods_get_json(client):
     ):
         assert response.status_code == status
         assert response.json()["error"]["message"]
+    assert response.headers["allow"] == "POST"
     assert client_of(FakeSpeaker("a"), FakeSpeaker("b")).post(
         "/v1/chat/completions", json={**body(), "model": ""}
     ).status_code == 404  # fmt: skip
