@@ -28,6 +28,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]  # fmt: skip
+LEVEL_A = ["wcag2a", "wcag21a", "wcag22a"]
 WAIT_MS = float(os.environ.get("MMLM_BROWSER_SECONDS", "60")) * 1000
 _ANSWERED = "document.querySelectorAll('.mmlm-facts, .mmlm-fault').length"
 PASTE = """async ([selector, url]) => {
@@ -417,3 +418,18 @@ def test_a_link_opens_the_conversation_elsewhere(visit, address, pictures):
     late = visit(address, "?talk=nothing")
     late.page.wait_for_selector(".toast-body")
     assert "no longer kept" in late.page.locator(".toast-body").inner_text()
+
+
+@pytest.mark.parametrize("state", ["empty", "talk"])
+def test_there_is_no_violation_of_level_a(visit, address, pictures, state):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    visitor = visit(address)
+    if state == "talk":
+        visitor.ask("What is it?", pictures / "1.png")
+        visitor.button("Settings").click()
+        visitor.page.wait_for_selector("#settings.open")
+    visitor.page.wait_for_timeout(400)  # what was just drawn has its names
+    options = {"runOnly": {"type": "tag", "values": LEVEL_A}}
+    found = axe.Axe().run(visitor.page, options=options).response["violations"]
+    told = [(f["id"], f["help"], [n["html"][:200] for n in f["nodes"]]) for f in found]
+    assert told == []
