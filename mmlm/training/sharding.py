@@ -141,14 +141,13 @@ def spread(model: nn.Module, engine: Engine, *, aside: nn.Module | None) -> None
 @contextmanager
 def _every_owner(model: Any) -> Generator[None]:
     """Let FSDP2 see the class around the parts of a stock model, which reads weights, too."""
-    if not isinstance(model, WholeModel):
-        yield
-        return
-    model._modules["stock"] = model.stock
+    owners: dict[str, Any] = model._modules
+    if isinstance(model, WholeModel):
+        owners["stock"] = model.stock
     try:
         yield
     finally:
-        del model._modules["stock"]
+        owners.pop("stock", None)
 
 
 @contextmanager
@@ -173,22 +172,17 @@ def held_whole(model: nn.Module) -> list[nn.Module]:
     """Return the parts that have to be there for a whole pass, once it has begun.
 
     They are read by other parts, or called a number of times that hangs on the row: the head once
-    for each answer of a pair, an encoder once for each size of tiles. A stock class reads its
-    parts as it likes; only the layers of its language model are gathered one by one.
+    for each answer of a pair, an encoder once for each size of tiles; connectors and reducers give
+    features, in which DeepSpeed sees no tensors to hang its hooks on, and are small. A stock class
+    reads its parts as it likes; only the layers of its language model are gathered one by one.
     """
     joined: Any = model
     inner = joined.model
-    found: list[nn.Module] = [joined.lm_head]
+    found: list[nn.Module] = [joined.lm_head, inner.connector]
     if isinstance(model, WholeModel):
-        return [*found, inner.vision, inner.connector]
-    counter = getattr(inner, "counter", None)
-    if counter is not None and counter.is_flat and isinstance(inner.vision, nn.Module):
-        found.append(inner.vision)
-    if getattr(inner, "marks", None) is not None:
-        found.append(inner.marks)
-    if getattr(inner, "injection", None) is not None:
-        found.append(inner.connector)
-    return found
+        return [*found, inner.vision]
+    found += [one for one in (inner.reducer, inner.marks) if one is not None]
+    return [*found, inner.vision] if inner.counter.is_flat else found
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ from mmlm.errors import MissingExtraError, TrainingError
 from mmlm.recipes import deepspeed_folder
 from mmlm.training.optim import Moved, stable_name
 from mmlm.training.sharding import check_spreadable, held_whole
+from mmlm.vision import VisionEncoder
 
 if TYPE_CHECKING:
     from mmlm.training.recipe import StageConfig
@@ -97,8 +98,12 @@ class DeepSpeedAdamW:
         and connectors that work between the layers are read by others.
         """
         register: Any = import_module("deepspeed").zero.register_external_parameter
-        for part in held_whole(model):
-            for parameter in part.parameters():
+        parts = {parameter for part in held_whole(model) for parameter in part.parameters()}
+        # It sees tensors alone: what a module reads itself that gives features, it would miss.
+        seeing = [one for one in model.modules() if isinstance(one, VisionEncoder)]
+        parts |= {parameter for one in seeing for parameter in one.parameters(recurse=False)}
+        for parameter in model.parameters():
+            if parameter in parts:
                 register(model, parameter)
 
     def loss_of(

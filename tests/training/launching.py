@@ -4,7 +4,8 @@
 
 A group is {world, jobs, log}; a job is [recipe, out, overrides, dies_at]. The processes are forked
 from one that has imported everything, because imports take longer than the trainings. With
-`dies_at`, a stage and a step, all processes of the group end there as if they were killed. Beside
+`dies_at`, a stage and a step, all processes of the group end there as if they were killed; with a
+number, they are killed from outside once so many more lines were logged. Beside
 each run, `OUT-pictures-RANK` tells how many pictures each row of a rank had, a line for each step.
 """
 
@@ -14,11 +15,13 @@ import importlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -55,7 +58,8 @@ def launch(*groups, most_seconds=1200):
         assert process.returncode == 0, wrong
         statuses = json.loads(told.splitlines()[-1])
         told = "\n".join(path.read_text()[-3000:] for path in sorted(Path(logs).iterdir()))
-    assert all(code in (0, KILLED) for found in statuses for code in found), told
+    fine = (0, KILLED, -signal.SIGKILL)
+    assert all(code in fine for found in statuses for code in found), told
     return statuses
 
 
@@ -102,7 +106,28 @@ def _run(one):
                 os._exit(1)
             os._exit(0)
         children.append(child)
+    _, out, _, dies_at = one["jobs"][0]
+    if isinstance(dies_at, int):
+        _kill_after(children, Path(out) / "log.jsonl", dies_at)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _kill_after(children, log, lines):
+    """Kill all children a random while after so many more lines, wherever they are then."""
+
+    def told():
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    goal = told() + lines
+    while told() < goal and all(_runs(child) for child in children):
+        time.sleep(0.001)
+    time.sleep(random.Random(goal).uniform(0, 0.1))
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+
+
+def _runs(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def main():

@@ -8,6 +8,7 @@ a whole step of the peak rate; hence the mean difference of a weight is compared
 import importlib.util
 import json
 import os
+import signal
 
 import pytest
 from safetensors.torch import load_file
@@ -119,6 +120,22 @@ def test_a_model_spread_over_two_processes_learns_the_same_and_resumes_in_the_sa
         assert (value - reference[name]).abs().mean() < MEAN_WEIGHT_ATOL, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", every(["fsdp2", "zero2", "zero3"]))
+def test_a_spread_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path, sharding):
+    recipe = recipe_in(tmp_path)
+    recipe["run"]["checkpoint_every"] = 1
+    spread = words_of(sharding)
+    kills = [(recipe, tmp_path / "killed", spread, lines) for lines in (1, 3, 5, 2)]
+    statuses = launch(
+        group((recipe, tmp_path / "unbroken", spread, None)),
+        *(group(kill) for kill in kills),
+        group((recipe, tmp_path / "killed", spread, None)),
+    )
+    assert [-signal.SIGKILL] * 2 in statuses
+    assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
+
+
 def uneven_recipe(folder, **stage):
     """Every row holds one sample: one rank sees text alone, the other one to four pictures."""
     rows = []
@@ -186,7 +203,15 @@ def test_an_encoder_learns_from_a_teacher_while_a_rank_has_no_picture(tmp_path, 
 @pytest.mark.parametrize("sharding", every(["fsdp2", "zero2", "zero3"]))
 def test_a_stock_class_taken_whole_is_spread_while_a_rank_has_no_picture(tmp_path, sharding):
     folder = save_family(tmp_path / "onevision", "llava_onevision")
-    recipe = uneven_recipe(tmp_path, name="tune", until={"steps": 3}, step_tokens=500)
+    recipe = uneven_recipe(tmp_path, name="tune", until={"steps": 3}, step_tokens=300)
+    rows = [
+        {"question": "Tell me of a hill and of rain. " * 3, "answer": "Two dogs."} if index % 2 == 0
+        else {"image": f"{index}.png", "question": "What is it?", "answer": "A cat."}
+        for index in range(12)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     recipe["model"] = {"from": str(folder), "whole": True}
-    recipe["run"]["row_tokens"] = 250
+    recipe["run"]["row_tokens"] = 150
     assert_two_learn_as_one(tmp_path, recipe, sharding)
+    first, second = (counts_of(tmp_path / "two", rank) for rank in range(2))
+    assert any(sum(mine) == 0 < sum(theirs) for mine, theirs in zip(first, second, strict=True))
