@@ -352,24 +352,23 @@ class ChatFormat:
                 else:
                     spans.append((position, end))
             position = end
+        labels = [NOT_LEARNT] * len(ids)
         starts = [start for start, _ in offsets]
         if all(start < end for start, end in offsets) and all(map(le, starts, starts[1:])):
-            labels = [NOT_LEARNT] * len(ids)
             for begin, end in spans:
                 learnt = slice(bisect_left(starts, begin), bisect_left(starts, end))
                 labels[learnt] = ids[learnt]
             return labels
-        labels = []
         current = 0
         previous_end = 0
-        for number, (start, end) in zip(ids, offsets, strict=True):
+        for index, (start, end) in enumerate(offsets):
             # A lone space has an empty span after it when the tokenizer trims offsets.
             start = min(start, previous_end) if start == end else start
             previous_end = end
             while current < len(spans) and start >= spans[current][1]:
                 current += 1
-            inside = current < len(spans) and start >= spans[current][0]
-            labels.append(number if inside else NOT_LEARNT)
+            if current < len(spans) and start >= spans[current][0]:
+                labels[index] = ids[index]
         return labels
 
     def _with_images(self, encoded: Encoded, image_tokens: Sequence[int]) -> Encoded:
@@ -440,9 +439,9 @@ def _is_stock(tokenizer: Any) -> bool:
     """Whether a call of the tokenizer does no more than its backend, which is twice as fast."""
     from transformers import PreTrainedTokenizerFast
 
-    kind: Any = type(tokenizer)
+    stock: Any = PreTrainedTokenizerFast
     names = ("__call__", "_encode_plus", "_convert_encoding", "set_truncation_and_padding")
-    return all(getattr(kind, name) is getattr(PreTrainedTokenizerFast, name) for name in names)
+    return all(getattr(type(tokenizer), n, None) is getattr(stock, n) for n in names)
 
 
 def _check_unicode(text: str, number: int) -> None:
