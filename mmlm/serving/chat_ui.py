@@ -48,6 +48,9 @@ from mmlm.serving.camera_ui import camera_panel
 from mmlm.serving.links_ui import address_box, wire_links
 from mmlm.serving.seen_ui import seen_panel
 
+SWEEP_SECONDS = 600
+"""How often uploads that are too old are looked for and deleted."""
+
 _SHOW_EVERY_SECONDS = 0.05
 _WAITING = "…"
 _AT_ONCE = 8
@@ -197,7 +200,10 @@ def build_page(
     page = ChatPage(speakers, limits)
     title = " · ".join(speaker.about.title or speaker.name for speaker in speakers)
     with gr.Blocks(
-        title=title, fill_height=True, analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
+        title=title,
+        fill_height=True,
+        analytics_enabled=False,
+        delete_cache=(SWEEP_SECONDS, KEPT_SECONDS),
     ) as blocks:
         with gr.Row(elem_id="head"):
             gr.HTML(_header(speakers), elem_id="title")

@@ -183,7 +183,7 @@ def serve_api(
         api: Api = app.state.api
         if page:
             app = _with_page(app, speakers, keys)
-        _announce(host, port, [speaker.name for speaker in speakers], page, bool(keys))
+        announce(host, port, [speaker.name for speaker in speakers], page, bool(keys))
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30
         )
@@ -207,7 +207,7 @@ def _ending_in_order() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _announce(host: str, port: int, names: Sequence[str], page: bool, guarded: bool) -> None:
+def announce(host: str, port: int, names: Sequence[str], page: bool, guarded: bool) -> None:
     """Say where it listens, and who can reach it."""
     print(f"The API is at http://{host}:{port}/v1, models: {', '.join(names)}", flush=True)
     if page:
