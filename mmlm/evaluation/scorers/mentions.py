@@ -161,7 +161,14 @@ def alike_by(model: str) -> Alike:
             f"en_core_web_lg: `python -m spacy download en_core_web_lg`; or leave `vectors` out."
         ) from None
     one: Any = cache(read)
-    return lambda first, second: float(one(first).similarity(one(second))) > _ALIKE_ABOVE
+
+    def alike(first: str, second: str) -> bool:
+        a, b = one(first), one(second)
+        # A word without a vector is like no other; spaCy would warn, and say 0.
+        has_both = a.vector_norm > 0 and b.vector_norm > 0
+        return bool(has_both and a.similarity(b) > _ALIKE_ABOVE)
+
+    return alike
 
 
 @scorers.register("amber_describe")
