@@ -67,14 +67,16 @@ def upgrade(
         source = Path(source) / "model"
     old, processor = load_parts(source, dtype=dtype)
     was, dtype = old.config, dtype or next(old.parameters()).dtype
-    words = {
+    words: dict[str, Any] = {
         "image": was.image, "reducer": was.reducer, "connector": was.connector, "vision": was.vision
     }  # fmt: skip
-    for key, table in (("image", image_policies), ("reducer", reducers), ("connector", connectors)):
-        if parts.get(key) is not None:
-            words[key] = table.read(parts[key], origin=f"model.{key}").to_dict()  # type: ignore[attr-defined]
-        elif key in parts:
-            words[key] = None
+    tables: dict[str, Any] = {
+        "image": image_policies, "reducer": reducers, "connector": connectors
+    }  # fmt: skip
+    for key in tables.keys() & parts.keys():
+        given = parts[key]
+        read = None if given is None else tables[key].read(given, origin=f"model.{key}")
+        words[key] = None if read is None else read.to_dict()
     encoder, facts, tower = old.model.vision, was.vision_facts, was.vision_config
     sources = dict(was.sources)
     if "vision" in parts:
