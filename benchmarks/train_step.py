@@ -3,6 +3,10 @@
     python benchmarks/train_step.py                   the whole comparison
     python benchmarks/train_step.py --json out.json   the same, and the figures as JSON
     python benchmarks/train_step.py --sides padded mmlm --tiny
+    python benchmarks/train_step.py --json out.json --minutes 8   again and again, until it is done
+
+With `--minutes` it stops after the round in which the time is up, and the same command goes on from
+`--json`: the sides are still timed in turn within each round, and nothing is measured twice.
 
 The peers are stock `LlavaForConditionalGeneration` with a padding collator and plain PyTorch,
 once with batches as they come (`padded`) and once with batches grouped by length (`grouped`: one
@@ -31,6 +35,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +66,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--json", metavar="FILE", help="write the figures here")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after so long; the same command with --json goes on"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes: shows that it runs")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -115,11 +123,43 @@ def loss_difference(tiny: bool) -> float:
     return abs(ours - theirs) / abs(theirs)
 
 
-def time_sides(options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Time the sides in turn.
+class Kept:
+    """What has been measured so far, in a file beside the figures where one is named.
+
+    Args:
+        options: The command line; other sides, batches or threads begin anew.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._end = time.monotonic() + 60 * (options.minutes or 1e9)
+        self._path = Path(f"{options.json}.part") if options.json else None
+        setting = [options.sides, options.batches, options.rounds, options.threads, options.tiny]
+        self.values: dict[str, Any] = {"setting": setting, "memory": {}, "rounds": []}
+        if self._path is not None and self._path.is_file():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            self.values = found if found["setting"] == setting else self.values
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self._end
+
+    def save(self) -> None:
+        """Write everything down."""
+        if self._path is not None:
+            self._path.write_text(json.dumps(self.values), encoding="utf-8")
+
+    def forget(self) -> None:
+        """Delete the file: the figures are complete."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def time_sides(options: argparse.Namespace, kept: Kept) -> bool:
+    """Time the sides in turn, and profile a step of MMLM at the end.
 
     Returns:
-        Useful tokens per second of every round, and what a step of MMLM is spent on.
+        Whether all rounds are done.
     """
     import torch
 
@@ -139,20 +179,25 @@ def time_sides(options: argparse.Namespace) -> tuple[dict[str, list[float]], dic
         if isinstance(runner, Ours) and runner.cache is not None:
             runner.first_epoch(data)
         runner.go([data[:BATCH]])
-    rates: dict[str, list[float]] = {side: [] for side in options.sides}
-    for number in range(options.rounds):
+    rounds: list[dict[str, float]] = kept.values["rounds"]
+    for number in range(len(rounds), options.rounds):
+        if kept.is_over:
+            return False
+        rounds.append({})
         chunk = data[number * count : (number + 1) * count]
         useful = sum(len(s["ids"]) for s in chunk)
         for side in options.sides:
             rows = sorted(chunk, key=lambda s: len(s["ids"])) if side == "grouped" else chunk
             batches = [rows[first : first + BATCH] for first in range(0, count, BATCH)]
-            rates[side].append(useful / runners[side].go(batches))
+            rounds[-1][side] = useful / runners[side].go(batches)
             print(
-                f"round {number + 1}  {side:12s} {rates[side][-1]:8.1f} useful tokens/s",
+                f"round {number + 1}  {side:12s} {rounds[-1][side]:8.1f} useful tokens/s",
                 flush=True,
             )
-    profiles = profile_of(runners["mmlm"], data[:BATCH]) if "mmlm" in runners else {}
-    return rates, profiles
+        kept.save()
+    if "mmlm" in runners:
+        kept.values["profile"] = profile_of(runners["mmlm"], data[:BATCH])
+    return True
 
 
 def padding_share(grouped: bool, options: argparse.Namespace) -> float:
@@ -170,14 +215,27 @@ def padding_share(grouped: bool, options: argparse.Namespace) -> float:
     return 1 - useful / padded
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the figures."""
+def report(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Run everything and return the figures; None where the time was up before."""
     import torch
 
     torch.set_num_threads(options.threads)
-    memory = {side: memory_of(side, options) for side in options.sides}
-    difference = loss_difference(options.tiny)
-    rounds, profiles = time_sides(options)
+    kept = Kept(options)
+    memory: dict[str, float] = kept.values["memory"]
+    for side in options.sides:
+        if kept.is_over:
+            return None
+        if side not in memory:
+            memory[side] = memory_of(side, options)
+            kept.save()
+    if "difference" not in kept.values:
+        kept.values["difference"] = loss_difference(options.tiny)
+        kept.save()
+    if not time_sides(options, kept):
+        return None
+    kept.forget()
+    difference, profiles = kept.values["difference"], kept.values.get("profile", {})
+    rounds = {side: [one[side] for one in kept.values["rounds"]] for side in options.sides}
     rates = {side: statistics.median(values) for side, values in rounds.items()}
     data = samples(BATCH * options.batches * options.rounds)
     tokens, rate = sum(len(s["ids"]) for s in data), matmul_rate(torch.bfloat16)
@@ -241,7 +299,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         peak_memory(options.memory_of, options.tiny)
         return
+    if options.minutes and not options.json:
+        raise SystemExit("--minutes needs --json FILE, from which the same command goes on.")
     figures = report(options)
+    if figures is None:
+        print(f"The time is up; the same command goes on from {options.json}.part.")
+        return
     show(figures)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

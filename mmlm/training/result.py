@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.assistant import Assistant, load
+from mmlm.errors import MMLMError
+from mmlm.reports import write_report
+from mmlm.training.display import duration
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,24 @@ class RunResult:
     def facts(self) -> list[dict[str, object]]:
         """Return how the stages went as plain values, for the model card."""
         return [asdict(stage) for stage in self.stages]
+
+    def write_page(self) -> str:
+        """Write `report.html`, and say where; a page that cannot be written costs no model."""
+        facts = {
+            "stages": ", ".join(stage.name for stage in self.stages),
+            "tokens": f"{sum(stage.tokens for stage in self.stages):,}",
+            "time": duration(sum(stage.seconds for stage in self.stages)),
+        }
+        facts |= {
+            f"MFU of {stage.name}": f"{100 * stage.seen['mfu']:.0f} %"
+            for stage in self.stages
+            if "mfu" in stage.seen
+        }
+        try:
+            written = write_report(self.out, run=self.out, facts=facts)
+        except (MMLMError, OSError) as error:
+            return f"no report   {error}"
+        return f"report      {written.page}"
 
     def write(self, path: Path) -> None:
         """Write the result as JSON."""

@@ -30,17 +30,16 @@ from mmlm.assistant import Assistant, compose, load
 from mmlm.data import open_mixture
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import key_of
-from mmlm.errors import CheckpointError, ConfigError, MMLMError, TrainingError
+from mmlm.errors import CheckpointError, ConfigError, TrainingError
 from mmlm.hub import upgrade
 from mmlm.language.adapters import merge_adapters
 from mmlm.recipes import find_recipe, list_recipes
-from mmlm.reports import write_report
 from mmlm.storage import cache_folder
 from mmlm.training.adapting import check_stages
 from mmlm.training.attention import choose_attention, set_attention
 from mmlm.training.callbacks import Growth, choose_questions
 from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
-from mmlm.training.display import JsonLog, Tracker, duration, open_trackers
+from mmlm.training.display import JsonLog, Tracker, open_trackers
 from mmlm.training.feature_cache import FeatureCache, weights_key
 from mmlm.training.folder import RESULT, claim_folder
 from mmlm.training.forecast import choose_sharding
@@ -428,7 +427,7 @@ class Trainer:
                 merge_adapters(run.assistant.model)
             run.assistant.model.eval().requires_grad_(True)
             result.stock_reasons = run.assistant.save(result.model, recipe=values)
-            self._report(stages)
+            self.say(result.write_page())
             result.write(self.out / RESULT)
         self.engine.wait()
         for stage in stages:
@@ -439,26 +438,6 @@ class Trainer:
             )
         self.say(f"saved       {result.model}")
         return result
-
-    def _report(self, stages: list[StageResult]) -> None:
-        """Write the page about the run; a page that cannot be written costs no model."""
-        seconds = sum(stage.seconds for stage in stages)
-        facts = {
-            "stages": ", ".join(stage.name for stage in stages),
-            "tokens": f"{sum(stage.tokens for stage in stages):,}",
-            "time": duration(seconds),
-        }
-        facts |= {
-            f"MFU of {stage.name}": f"{100 * stage.seen['mfu']:.0f} %"
-            for stage in stages
-            if "mfu" in stage.seen
-        }
-        try:
-            written = write_report(self.out, run=self.out, facts=facts)
-        except (MMLMError, OSError) as error:
-            self.say(f"no report   {error}")
-        else:
-            self.say(f"report      {written.page}")
 
     def _save_delta(self, run: Run, result: RunResult) -> None:
         """Write what was learnt beside the names of the parts, where the parts have names."""
