@@ -118,25 +118,34 @@ class WordUnits(Objective):
             features = joined.model.get_image_features(**{k: inputs.get(k) for k in _VISION})
         if features is None:
             return torch.zeros((), device=joined.device)
-        units = seen[0][:, : len(self._unit_of)].float()
+        given, units = seen[0]
+        units = units[:, : len(self._unit_of)].float()
         ids = inputs["input_ids"]
         sample = sample_of_each(ids, inputs.get("cu_seq_lens_q"))
         place = sample[ids == joined.config.image_token_id]
         wanted = self._units(inputs["labels"], sample)
         found = wanted[place] >= 0
-        units, place = units[found], place[found]
+        given, units, place = given[found].detach(), units[found], place[found]
         pictures = place.unique()
         means = mean_by(units, place, int(sample.max()) + 1)
         whole = cross_entropy(means[pictures], wanted[pictures], reduction="none")
         each = cross_entropy(units, wanted[place], reduction="none")
-        each = each + self.config.shift * self._above(units) ** 2
+        each = each + self.config.shift * self._above(units, first(given).float()) ** 2
         each = mean_by(each[:, None], place, int(sample.max()) + 1)[pictures, 0]
         return (whole + each).sum() / num_items
 
-    def _above(self, units: Float[Tensor, "tokens units"]) -> Float[Tensor, " tokens"]:
-        """Return the `list_length`-th unit of each place; all units share its gradient alike."""
+    def _above(
+        self, units: Float[Tensor, "tokens units"], again: Float[Tensor, "tokens all_units"]
+    ) -> Float[Tensor, " tokens"]:
+        """Return the `list_length`-th unit of each place; all units share its gradient alike.
+
+        Args:
+            units: What the places show.
+            again: The same without a gradient into the encoder: where the list is cut is the
+                connector's affair, and an encoder that learns this too forgets what it sees.
+        """
         last = units.detach().topk(self.config.list_length, dim=1).values[:, -1]
-        common = units.mean(1)
+        common = again[:, : units.shape[1]].mean(1)
         return last + common - common.detach()
 
     def _units(
@@ -230,13 +239,13 @@ def _apart(
 
 
 @contextmanager
-def _watched(layer: nn.Module) -> Generator[list[Tensor]]:
-    """Keep what a layer gives while the block runs."""
-    seen: list[Tensor] = []
+def _watched(layer: nn.Module) -> Generator[list[tuple[Tensor, Tensor]]]:
+    """Keep what a layer gets and gives while the block runs."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def keep(module: nn.Module, given: Any, output: Tensor) -> None:
-        del module, given
-        seen.append(output)
+    def keep(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        del module
+        seen.append((given[0], output))
 
     hook = layer.register_forward_hook(keep)
     try:

@@ -106,6 +106,20 @@ def test_every_row_names_a_picture_that_is_there(built):
             assert (built / image).is_file()
 
 
+def test_names_are_learnt_from_drawings_and_their_mirror_images(built):
+    rows = {row["id"]: row for row in rows_of(built, "words") if row["style"] != "photo"}
+    mirrored = [name for name in rows if name.endswith("/mirrored")]
+    assert len(rows) == 2 * len(mirrored)
+    for name in mirrored:
+        plain = rows[name.removesuffix("/mirrored")]
+        assert rows[name]["answer"] == plain["answer"]
+        with (
+            Image.open(built / plain["image"]) as one,
+            Image.open(built / rows[name]["image"]) as other,
+        ):
+            assert np.array_equal(np.asarray(one)[:, ::-1], np.asarray(other))
+
+
 def test_training_sees_neither_the_unseen_style_nor_the_unseen_things(built):
     train = rows_of(built, "words") + rows_of(built, "instruct")
     seen_things = {row["thing"] for row in train}

@@ -97,10 +97,32 @@ def pixels_of(tiny, mixture, sample):
 def test_the_shift_moves_all_units_alike(scene):
     _, _, objective, _ = scene
     units = torch.randn(5, 6, requires_grad=True)
-    objective._above(units).sum().backward()
+    objective._above(units, units).sum().backward()
     assert units.grad is not None
     torch.testing.assert_close(units.grad, torch.full((5, 6), 1 / 6))
-    torch.testing.assert_close(objective._above(units), units.topk(2, 1).values[:, 1])
+    torch.testing.assert_close(objective._above(units, units), units.topk(2, 1).values[:, 1])
+
+
+def test_where_the_list_is_cut_teaches_the_encoder_nothing(scene):
+    tiny, mixture, _, samples = scene
+    pixels = torch.cat([pixels_of(tiny, mixture, s) for s in samples if s.images])
+    gradients = []
+    for shift in (0.0, 5.0):
+        objective = WordUnitsConfig(list_length=2, shift=shift).build(loss_weight="token")
+        objective.prepare(tiny.model, tiny.processor.tokenizer, mixture)
+        tiny.model.zero_grad()
+        objective.loss(
+            tiny.model, {**collate_packed(samples), "pixel_values": pixels}, 4.0
+        ).backward()
+        parts = (tiny.model.model.vision, tiny.model.model.connector.layers[0])
+        gradients.append(
+            [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])
+             for part in parts]
+        )  # fmt: skip
+    (vision, first), (vision_shifted, first_shifted) = gradients
+    assert vision.any()
+    torch.testing.assert_close(vision, vision_shifted)
+    assert not torch.allclose(first, first_shifted)
 
 
 def test_a_stage_of_it_makes_tokens_that_name_the_picture_and_is_kept(tmp_path):

@@ -54,7 +54,7 @@ from mmlm.data.builders.quickstart_things import (
 from mmlm.errors import DataError
 
 ABOUT = "About 680 everyday things in six drawing styles, 10 kinds of photo, and questions."
-VERSION = 3
+VERSION = 4
 _MOST_OTHER_TURNS = 1
 
 Row = dict[str, Any]
@@ -70,6 +70,7 @@ class Settings:
         side_px: Side of the drawings.
         unseen_share: Share of the things of each group that training never sees.
         num_photos: Photographs to learn from.
+        num_word_photos: How many of these stand among the names.
         num_asked_photos: How many of these are also asked about in conversations.
         num_test_photos: Photographs to measure with.
         fewest_styles: A thing is used if so many of the training styles draw it.
@@ -81,6 +82,7 @@ class Settings:
     side_px: int = 128
     unseen_share: float = 0.18
     num_photos: int = 3000
+    num_word_photos: int = 1500
     num_asked_photos: int = 800
     num_test_photos: int = 500
     fewest_styles: int = 3
@@ -158,6 +160,9 @@ def _draw(folder: Path, archives: dict[str, Path], settings: Settings) -> list[R
             image = f"pictures/{style.name}/{thing.slug}.png"
             _save(on_white(pixels), folder / image)
             split = "unseen" if thing in unseen else "train"
+            split = "style" if split == "train" and style is styles[-1] else split
+            if split == "train":
+                _save(on_white(pixels)[:, ::-1], folder / _mirrored(image))
             rows.append(
                 {
                     "id": f"{style.name}/{thing.slug}",
@@ -167,7 +172,7 @@ def _draw(folder: Path, archives: dict[str, Path], settings: Settings) -> list[R
                     "thing": thing.name,
                     "tags": thing.tags,
                     "colour": main_colour(pixels),
-                    "split": "style" if split == "train" and style is styles[-1] else split,
+                    "split": split,
                 }
             )
     return rows
@@ -203,6 +208,11 @@ def choose_unseen(things: Sequence[Thing], settings: Settings) -> set[Thing]:
         members = sorted(groups[group], key=lambda thing: thing.name)
         unseen.update(rng.sample(members, round(len(members) * settings.unseen_share)))
     return unseen
+
+
+def _mirrored(image: str) -> str:
+    """Return where the mirror image of a drawing lies."""
+    return f"{image.removesuffix('.png')}.mirrored.png"
 
 
 def _save(pixels: Pixels, path: Path) -> None:
@@ -274,7 +284,8 @@ def ask(
         for asked in by_style(kind, train, "train"):
             turns[asked["id"]].append(asked)
     return {
-        "words": [_words(row) for row in [*train, *photos]],
+        "words": [_words(row) for row in [*train, *photos[: settings.num_word_photos]]]
+        + [_words(_mirrored_row(row)) for row in train],
         "align": [_named(row, "name") for row in train] + [_photo(row) for row in photos],
         "instruct": [
             _conversation(row, turns[row["id"]], lot(f"turns {row['id']}")) for row in train
@@ -297,6 +308,10 @@ def ask(
         ),
         "photos": _numbered([_photo(row) for row in test_photos]),
     }
+
+
+def _mirrored_row(row: Row) -> Row:
+    return row | {"id": f"{row['id']}/mirrored", "image": _mirrored(row["image"])}
 
 
 def _words(row: Row) -> Row:
