@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from mmlm.errors import ConfigError, MissingExtraError
-from mmlm.language.adapters import quantise
+from mmlm.language.four_bits import quantise
 
 _LANGUAGE = "model.language."
 KNOWN = (4, 8)

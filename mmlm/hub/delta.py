@@ -28,7 +28,7 @@ from mmlm.hub.aside import written_aside
 from mmlm.hub.save import generation_config, portable, write_papers
 from mmlm.hub.weights import check_weights, read_file, read_json, write_state
 from mmlm.language import add_image_token, decoder_of, head_of, languages
-from mmlm.language.adapters import four_bit_layers, four_bit_state, quantise
+from mmlm.language.four_bits import four_bit_layers, four_bit_state, quantise
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.storage.parts import PREFIX, PackageFile

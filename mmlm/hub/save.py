@@ -237,10 +237,7 @@ def write_papers(
 ) -> None:
     """Write what people and `load` read beside the weights: manifest, recipe and card."""
     config = portable(model.config)
-    composition = {
-        key: getattr(config, key)
-        for key in COMPOSITION
-    }
+    composition = {key: getattr(config, key) for key in COMPOSITION}
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "saved_as": class_name,

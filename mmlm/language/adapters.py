@@ -12,7 +12,6 @@ and the name of its language part. What learns, and at which rate, is decided in
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +21,18 @@ from pydantic import Field
 
 from mmlm.config import PartConfig
 from mmlm.errors import CheckpointError, ConfigError, MissingExtraError
+from mmlm.language.four_bits import (
+    compute_dtype,
+    is_four_bit,
+    load_bitsandbytes,
+    quantise,
+    unpacked,
+)
 from mmlm.registry import Registry
 
 LANGUAGE = "model.language"
 """The language part of the joined model."""
 _NAME = "default"
-_FOUR_BITS = "Linear4bit"
 # Layers whose weight the fused kernels of state-space models read past `forward`, on a GPU only.
 _READ_BY_KERNELS = ("out_proj", "conv1d")
 # Merging rounds each weight once. Largest relative difference of logits seen in float32: 3e-6; an
@@ -97,7 +102,7 @@ def choose_layers(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) 
     """
     _peft()
     if config.quantised:
-        _bitsandbytes()
+        load_bitsandbytes()
     layers = linear_layers(model, prefix)
     chosen = _chosen(layers, config, used=_used(model, layers))
     for name in chosen:
@@ -231,59 +236,6 @@ def _check_layer(name: str, layer: Any, config: AdapterConfig) -> None:
         )
 
 
-def quantise(model: Any, names: Sequence[str]) -> None:
-    """Turn linear layers into 4-bit ones, in place; the same weights always give the same bits.
-
-    Raises:
-        MissingExtraError: if bitsandbytes is not installed.
-    """
-    for name in names:
-        model.set_submodule(name, _in_four_bits(model.get_submodule(name)))
-
-
-def four_bit_layers(model: Any) -> list[str]:
-    """Return the names of the layers below adapters that are held in 4 bits."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if hasattr(module, "base_layer") and _is_quantised(module)
-    ]
-
-
-def four_bit_state(weight: Any) -> dict[str, Any]:
-    """Return the tensors that a weight becomes in 4 bits, by their names beside `weight`.
-
-    Raises:
-        MissingExtraError: if bitsandbytes is not installed.
-    """
-    from torch import nn
-
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return dict(_in_four_bits(layer).state_dict())
-
-
-def _in_four_bits(layer: Any) -> Any:
-    bnb = _bitsandbytes()
-    fresh: Any = bnb.nn.Linear4bit(
-        layer.in_features,
-        layer.out_features,
-        bias=getattr(layer, "bias", None) is not None,
-        compute_dtype=layer.weight.dtype,
-        quant_type="nf4",
-        device="meta",
-    )
-    fresh.weight = bnb.nn.Params4bit(
-        layer.weight.detach().contiguous(), requires_grad=False, quant_type="nf4", module=fresh
-    )
-    fresh.bias = layer.bias
-    fresh.train(layer.training)
-    # On a CPU it would rearrange its weights at the first forward pass without gradients, in place:
-    # that rounds their scales, and no gradient passes such a layer from then on.
-    fresh.support_avx512bf16_for_cpu = False
-    return fresh.to(layer.weight.device)  # moving is what quantises
-
-
 @contextmanager
 def adapters_off(model: Any) -> Generator[None]:
     """Run the model without its adapters, as a reference; restored at the end."""
@@ -364,10 +316,10 @@ def _merged(layer: Any) -> Any:
     import torch
 
     base = layer.get_base_layer()
-    dtype = _dtype_of(base)
+    dtype = compute_dtype(base)
     # In float32 on a copy: the weight is rounded once, and can be had back if the proof fails.
     whole = copy.deepcopy(layer)
-    plain = _plain_linear(base)
+    plain = unpacked(base)
     plain.weight.data = plain.weight.data.float()
     whole.base_layer = plain
     with torch.no_grad():
@@ -380,26 +332,6 @@ def _merged(layer: Any) -> Any:
     return plain
 
 
-def _plain_linear(base: Any) -> Any:
-    """Return a copy of a linear layer, with 4-bit weights unpacked."""
-    import copy
-
-    import torch
-
-    if type(base).__name__ != _FOUR_BITS:
-        return copy.deepcopy(base)
-    bnb: Any = importlib.import_module("bitsandbytes.functional")
-
-    base.state_dict()  # brings the weight back from a layout that one kernel of a CPU reads
-    weight = bnb.dequantize_4bit(base.weight.data, base.weight.quant_state)
-    plain = torch.nn.Linear(
-        base.in_features, base.out_features, bias=base.bias is not None, device="meta"
-    )
-    plain.weight = torch.nn.Parameter(weight)
-    plain.bias = base.bias
-    return plain.train(base.training)
-
-
 def _delta_of_quantised(layer: Any) -> Any:
     """Return what an adapter adds to the weight of a 4-bit layer, in float32."""
     a = layer.lora_A[_NAME].weight.float()
@@ -408,14 +340,7 @@ def _delta_of_quantised(layer: Any) -> Any:
 
 
 def _is_quantised(layer: Any) -> bool:
-    return type(layer.get_base_layer()).__name__ == _FOUR_BITS
-
-
-def _dtype_of(base: Any) -> Any:
-    """Return the precision in which a layer computes; that of a 4-bit one stands beside it."""
-    if type(base).__name__ == _FOUR_BITS:
-        return base.compute_dtype or base.weight.quant_state.dtype
-    return base.weight.dtype
+    return is_four_bit(layer.get_base_layer())
 
 
 def _probe(model: Any) -> Any:
@@ -490,15 +415,6 @@ def _peft() -> Any:
     except ImportError:
         raise MissingExtraError("peft", needed_for="Adapters", extra="train") from None
     return peft
-
-
-def _bitsandbytes() -> Any:
-    try:
-        return importlib.import_module("bitsandbytes")
-    except ImportError:
-        raise MissingExtraError(
-            "bitsandbytes", needed_for="adapters: qlora", extra="qlora"
-        ) from None
 
 
 def _tuner_layer() -> Any:

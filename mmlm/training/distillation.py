@@ -108,8 +108,9 @@ class Distillation(Objective):
         grids = torch.tensor([list(grid) for grid in seen.grids])
         words = joined.forward(
             **rest, vision_values=seen.values, vision_grids=grids, loss_only=True,
-            num_items_in_batch=num_items, use_cache=False,
+            num_items_in_batch=torch.tensor(num_items), use_cache=False,
         ).loss  # fmt: skip
+        assert words is not None
         return total + self.config.next_token * words
 
     def _apart(

@@ -26,7 +26,8 @@ _MADE_HERE = (
 # Settings that change no bit of the result may differ when a run goes on.
 _FREE = (
     "run.checkpoint_every", "run.checkpoint_minutes", "run.keep_checkpoints", "run.log_to",
-    "run.threads", "run.sharding", "run.offload", "run.deepspeed", "run.feature_cache_gib", "run.ask",
+    "run.threads", "run.sharding", "run.offload", "run.deepspeed", "run.feature_cache_gib",
+    "run.ask",
 )  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def choose_sharding(
     order: list[tuple[Sharding, bool]] = [("ddp" if world > 1 else "none", False)]
     if world > 1:
         order.append(("fsdp2", False))
-        order += [("zero3", True)] if has_deepspeed else []
+    if world > 1 and has_deepspeed:
+        order.append(("zero3", True))
     sizes = {
         (kind, offload): bytes_on_each(plan, kind, world, layer=layer, offload=offload)
         for kind, offload in order

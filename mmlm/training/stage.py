@@ -84,7 +84,7 @@ class StageRun:
         ).build(loss_weight=stage.loss_weight)
         check_objective(self.objective, run, stage)
         self.objective.prepare(self.model, run.assistant.processor.tokenizer, mixture)
-        self.tally = Tally(self.model, run.engine)  # before its weights are spread
+        self.tally = Tally(self.model, run.engine, self.objective)  # before its weights are spread
         self.optimizer = build_optimizer(run, stage, vision_stands_aside=cache is not None)
         self.batcher = Batcher(
             self.model,

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmlm.data.pipeline import PreparedRow, Step
 from mmlm.training.foresight.flops import Costs, costs_of
 from mmlm.training.foresight.machines import peak_rate
+from mmlm.training.objectives import NextToken, Objective
 from mmlm.training.parallel import Engine
 from mmlm.whole import WholeModel
 
@@ -78,12 +79,15 @@ class Tally:
     Args:
         model: What learns; frozen as the stage has it.
         engine: The processes.
+        objective: What is learnt.
     """
 
-    def __init__(self, model: Any, engine: Engine) -> None:
+    def __init__(self, model: Any, engine: Engine, objective: Objective) -> None:
         self._engine = engine
-        # A stock class taken whole does not say which of its layers see a picture.
-        self._costs: Costs | None = None if isinstance(model, WholeModel) else costs_of(model)
+        # A stock class taken whole does not say which of its layers see a picture; other objectives
+        # leave parts of the model out, or run them more than once.
+        counted = isinstance(objective, NextToken) and not isinstance(model, WholeModel)
+        self._costs: Costs | None = costs_of(model) if counted else None
         rate, self.rate_source = peak_rate(engine.device, model.dtype)
         self._rate = rate * engine.world
         self.flops = self.seconds = 0.0

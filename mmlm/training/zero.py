@@ -340,7 +340,7 @@ def _put_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     """
     found = dict(below)
     for key, value in above.items():
-        inner = found.get(key)
+        inner: Any = found.get(key)
         both = isinstance(inner, dict) and isinstance(value, Mapping)
         found[key] = _put_over(inner, value) if both else value
     return found

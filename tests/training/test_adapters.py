@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import mmlm
 from mmlm.errors import ConfigError, MissingExtraError
 from mmlm.language import adapters as kinds
+from mmlm.language.four_bits import quantise
 from mmlm.training import train
 from mmlm.training.stage import StageRun
 from tests import tiny
@@ -211,6 +212,6 @@ def test_qlora_without_its_package_is_refused_before_the_first_stage(tmp_path, m
 @pytest.mark.skipif(not HAS_QLORA, reason="needs bitsandbytes")
 def test_a_model_that_is_quantised_already_takes_no_adapters(tmp_path):
     model = tiny.compose_tiny(tmp_path).model
-    kinds.quantise(model, ["model.language.layers.0.self_attn.q_proj"])
+    quantise(model, ["model.language.layers.0.self_attn.q_proj"])
     with pytest.raises(ConfigError, match=r"q_proj is a Linear4bit.*quantised already"):
         kinds.add_adapters(model, kinds.LoraAdapterConfig())

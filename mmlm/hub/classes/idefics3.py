@@ -85,7 +85,8 @@ class Idefics3(StockClass):
         """Return an `Idefics3Config`, or that of its twin."""
         tower = config.vision_config
         padding: dict[str, Any] = {"pad_token_id": config.text_config.pad_token_id}
-        return CONFIG_MAPPING[self.model_type](
+        stock: Any = CONFIG_MAPPING[self.model_type]
+        return stock(
             vision_config={key: getattr(tower, key) for key in _SHARED},
             text_config=text_of(config),
             image_token_id=config.image_token_id,

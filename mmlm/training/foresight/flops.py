@@ -4,7 +4,8 @@ A weight of a linear layer costs two operations for each token that passes it, f
 costs the same once where only the gradient passes, and twice where the weight learns as well.
 Causal attention costs half of its square. The head counts the positions that are learnt, for no
 other reaches it. Padding, activations that are computed twice, and a feature that comes from the
-cache count nothing: MFU is what is left of the machine's rate for learning.
+cache count nothing: MFU is what is left of the machine's rate for learning. The kernels of a
+convolution count once for each token of the last grid, which is less than they cost.
 """
 
 from __future__ import annotations
