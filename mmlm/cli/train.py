@@ -98,7 +98,7 @@ COMMANDS = {
         arguments=_arguments,
         run=_run,
         examples=[
-            ("mmlm train quickstart", "ten minutes on a laptop"),
+            ("mmlm train quickstart", "seventeen minutes on two cores"),
             ("mmlm train quickstart --dry-run", "what would it cost?"),
             ("mmlm train quickstart stages.align.peak_lr=5e-4", "change one value"),
             ("mmlm train quickstart --processes 2", "two processes on this machine"),

@@ -58,7 +58,7 @@ def test_the_factor_rises_after_many_good_steps_and_is_part_of_a_checkpoint(monk
     weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float16))
     optimizer = optimizer_of(weight)
     for _ in range(4):
-        optimizer.backward((weight * 0.1).float().sum())
+        optimizer.backward((weight.float() * 0.1).sum())
         optimizer.step(1.0, None, may_move=True)
     assert optimizer.scale == 2.0**17
     other = optimizer_of(torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float16)))

@@ -92,9 +92,12 @@ def test_the_feature_cache_changes_nothing_and_encodes_once(tmp_path, monkeypatc
     recipe = tiny_recipe(tmp_path)
     calls = []
     encode = MMLMModel.encode_images
-    monkeypatch.setattr(
-        MMLMModel, "encode_images", lambda self, x: calls.append(len(x)) or encode(self, x)
-    )
+
+    def counted(self, pixels, *sizes):
+        calls.append(len(pixels))
+        return encode(self, pixels, *sizes)
+
+    monkeypatch.setattr(MMLMModel, "encode_images", counted)
     train(recipe, tmp_path / "with", quiet=True)
     with_cache = sum(calls)
     calls.clear()

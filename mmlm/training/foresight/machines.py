@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -128,14 +129,13 @@ def machine_named(device_name: str) -> Machine | None:
     >>> machine_named("NVIDIA GeForce RTX 4090").name, machine_named("Tesla T4")
     ('RTX4090', None)
     """
-    plain = re.sub(r"[^a-z0-9]", "", device_name.lower())
-    if "a100" in plain and "40gb" in plain:
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    if "a100" in words and "40gb" in words:
         return MACHINES["a100-40"]
-    if "h100" in plain and "pcie" in plain:
+    if "h100" in words and "pcie" in words:
         return MACHINES["h100-pcie"]
-    names = sorted(MACHINES, key=len, reverse=True)
-    found = next((name for name in names if re.search(rf"{name}(?![0-9])", plain)), None)
-    return None if found is None else MACHINES[found]
+    said = {*words, *(one + two for one, two in pairwise(words))}
+    return next((machine for name, machine in MACHINES.items() if name in said), None)
 
 
 @cache
