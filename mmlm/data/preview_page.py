@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -241,9 +241,3 @@ def _address(tile: Image.Image) -> str:
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def as_html(samples: Sequence[Planned], processor: MMLMProcessor) -> str:
-    """Return a page with samples alone."""
-    found = Survey(list(samples))
-    return preview_page(found, processor, title="What the model sees", most=len(samples))

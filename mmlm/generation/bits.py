@@ -8,13 +8,12 @@ those of the whole weights.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import nn
 
-from mmlm.errors import ConfigError, MissingExtraError
-from mmlm.language.four_bits import quantise
+from mmlm.errors import ConfigError
+from mmlm.language.four_bits import load_bitsandbytes, quantise
 
 _LANGUAGE = "model.language."
 KNOWN = (4, 8)
@@ -29,7 +28,7 @@ def hold_in_bits(model: Any, bits: int) -> int:
     """
     if bits not in KNOWN:
         raise ConfigError(f"bits must be 4 or 8 (got {bits}).")
-    library = _bitsandbytes()
+    library = load_bitsandbytes("Loading in 4 or 8 bits")
     names = [
         name
         for name, layer in model.named_modules()
@@ -59,12 +58,3 @@ def _in_eight(library: Any, layer: nn.Linear) -> Any:
     fresh.bias = layer.bias
     fresh.train(layer.training)
     return fresh.to(layer.weight.device)  # moving is what packs
-
-
-def _bitsandbytes() -> Any:
-    try:
-        return importlib.import_module("bitsandbytes")
-    except ImportError:
-        raise MissingExtraError(
-            "bitsandbytes", needed_for="Loading in 4 or 8 bits", extra="qlora"
-        ) from None

@@ -102,7 +102,7 @@ def choose_layers(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) 
     """
     _peft()
     if config.quantised:
-        load_bitsandbytes()
+        load_bitsandbytes("adapters: qlora")
     layers = linear_layers(model, prefix)
     chosen = _chosen(layers, config, used=_used(model, layers))
     for name in chosen:

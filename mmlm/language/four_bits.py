@@ -84,7 +84,7 @@ def compute_dtype(base: Any) -> Any:
 
 
 def _in_four_bits(layer: Any) -> Any:
-    bnb = load_bitsandbytes()
+    bnb = load_bitsandbytes("A layer in 4 bits")
     fresh: Any = bnb.nn.Linear4bit(
         layer.in_features,
         layer.out_features,
@@ -104,8 +104,8 @@ def _in_four_bits(layer: Any) -> Any:
     return fresh.to(layer.weight.device)  # moving is what quantises
 
 
-def load_bitsandbytes() -> Any:
-    """Import bitsandbytes.
+def load_bitsandbytes(needed_for: str) -> Any:
+    """Import bitsandbytes, whose 8 bits are used elsewhere.
 
     Raises:
         MissingExtraError: if it is not installed.
@@ -113,6 +113,4 @@ def load_bitsandbytes() -> Any:
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError:
-        raise MissingExtraError(
-            "bitsandbytes", needed_for="adapters: qlora", extra="qlora"
-        ) from None
+        raise MissingExtraError("bitsandbytes", needed_for=needed_for, extra="qlora") from None

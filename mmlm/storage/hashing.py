@@ -18,11 +18,6 @@ def sha256_of_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_text(text: str) -> str:
-    """Return the sha256 of a text in UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
 def sha256_of_folder(path: str | Path) -> str:
     """Return one sha256 over names and contents of all files below `path`, hidden ones aside."""
     path = Path(path)

@@ -92,14 +92,13 @@ class Distillation(Objective):
     def _loss(
         self, joined: MMLMForConditionalGeneration, inputs: dict[str, Any], num_items: float
     ) -> Tensor:
-        pixels = inputs.get("pixel_values")
-        if pixels is None and inputs.get("vision_values") is None:
+        pixels = plain_tiles(
+            inputs,
+            "objective distillation teaches the encoder with plain tiles: `learn` must name "
+            "vision.*, and model.image a policy whose tiles have one size.",
+        )
+        if pixels is None:
             return torch.zeros((), device=joined.device)
-        if pixels is None or pixels.dim() != 4:
-            raise ConfigError(
-                "objective distillation teaches the encoder with plain tiles: `learn` must name "
-                "vision.*, and model.image a policy whose tiles have one size."
-            )
         seen = joined.model.encode_images(pixels)
         total = self._apart(joined, pixels, seen).sum() / num_items
         if not self.config.next_token:
@@ -130,6 +129,23 @@ class Distillation(Objective):
             )
         ]
         return torch.stack(distances)
+
+
+def plain_tiles(inputs: dict[str, Any], refusal: str) -> Tensor | None:
+    """Return the pixels that two encoders can both see, None for a row without a picture.
+
+    Shapes:
+        returns: ``(tiles, channels, height, width)``
+
+    Raises:
+        ConfigError: with `refusal`, if they are no plain tiles, or only features are there.
+    """
+    pixels = inputs.get("pixel_values")
+    if pixels is None and inputs.get("vision_values") is None:
+        return None
+    if pixels is None or pixels.dim() != 4:
+        raise ConfigError(refusal)
+    return pixels
 
 
 def as_teacher_sees(pixels: Tensor, ours: Any, theirs: Any) -> Tensor:

@@ -21,7 +21,13 @@ from mmlm.data.mixture import Mixture
 from mmlm.errors import ConfigError
 from mmlm.hub import load_parts
 from mmlm.modeling import MMLMForConditionalGeneration
-from mmlm.training.distillation import Distillation, DistillationConfig, as_teacher_sees, on_grid
+from mmlm.training.distillation import (
+    Distillation,
+    DistillationConfig,
+    as_teacher_sees,
+    on_grid,
+    plain_tiles,
+)
 from mmlm.training.objectives import LossWeight, Objective, ObjectiveConfig, objectives
 
 
@@ -65,14 +71,13 @@ class OldSpace(Distillation):
     def _loss(
         self, joined: MMLMForConditionalGeneration, inputs: dict[str, Any], num_items: float
     ) -> Tensor:
-        pixels = inputs.get("pixel_values")
-        if pixels is None and inputs.get("vision_values") is None:
+        pixels = plain_tiles(
+            inputs,
+            "objective old_space shows the same plain tiles to both encoders: set "
+            "run.feature_cache: 'off', and model.image to a policy whose tiles have one size.",
+        )
+        if pixels is None:
             return torch.zeros((), device=joined.device)
-        if pixels is None or pixels.dim() != 4:
-            raise ConfigError(
-                "objective old_space shows the same plain tiles to both encoders: set "
-                "run.feature_cache: 'off', and model.image to a policy whose tiles have one size."
-            )
         weight = next(self.old.parameters(), pixels)
         if weight.device != pixels.device:
             self.old.to(pixels.device)

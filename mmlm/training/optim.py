@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mmlm.errors import MissingExtraError
+from mmlm.language.four_bits import load_bitsandbytes
 from mmlm.training.learning import plain_name
 from mmlm.training.parallel import Engine
 
@@ -353,13 +352,8 @@ def eight_bit_adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) ->
     Raises:
         MissingExtraError: if bitsandbytes is not installed.
     """
-    try:
-        kinds: Any = import_module("bitsandbytes.optim")
-    except ImportError:
-        raise MissingExtraError(
-            "bitsandbytes", needed_for="optimizer: adamw_8bit", extra="qlora"
-        ) from None
-    return kinds.AdamW8bit(groups, betas=betas)
+    library = load_bitsandbytes("optimizer: adamw_8bit")
+    return library.optim.AdamW8bit(groups, betas=betas)
 
 
 def _learnable(

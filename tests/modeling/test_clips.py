@@ -339,13 +339,14 @@ def test_a_picture_model_takes_clips_without_learning(tmp_path):
 
 
 def test_the_preview_shows_the_frames_that_are_taken(tmp_path):
-    from mmlm.data.preview_page import as_html
+    from mmlm.data.preview import Survey
+    from mmlm.data.preview_page import preview_page
 
     rows_of(tmp_path, 1)
     mixture = Mixture([(open_source(tmp_path, use="jsonl", path="clips.jsonl"), Share())])
     made_ = made("frames")
     planned = Planner(mixture, made_.processor, max_tokens=2000, max_tiles=64).plan(0)
-    page = as_html([planned], made_.processor)
+    page = preview_page(Survey([planned]), made_.processor, title="Clips")
     assert page.count("<figure>") == 2
     assert "frame 2, 32 × 32 px" in page
 

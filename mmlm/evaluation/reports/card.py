@@ -10,7 +10,6 @@ the benchmark's data set. An entry needs that data set's id, so only benchmarks 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -24,21 +23,6 @@ from mmlm.reports import markdown_table
 from mmlm.storage import write_atomic
 
 _SECTION = re.compile(r"^## Scores\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Read `results.json` of an evaluation.
-
-    Raises:
-        EvaluationError: if the evaluation was not finished.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise EvaluationError(
-            f"{folder} has no results.json: the evaluation was not finished. The same `mmlm eval` "
-            f"command goes on where it stopped."
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def card_section(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate, load_benchmark
-from mmlm.evaluation.reports.card import hub_rows, read_scores, write_scores
+from mmlm.evaluation.reports.card import hub_rows, write_scores
 from tests.evaluation.conftest import Parrot, sees
 
 
@@ -18,7 +19,7 @@ def test_scores_become_a_table_and_the_hubs_entries(colours, tmp_path):
     file.write_text(file.read_text() + "hub_id: me/colours\n")
     benchmark = load_benchmark(file)
     evaluate(Parrot(sees), benchmark, tmp_path / "out", quiet=True)
-    scores = read_scores(tmp_path / "out")
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())
 
     model = tmp_path / "model"
     model.mkdir()
@@ -43,8 +44,3 @@ def test_a_benchmark_of_ones_own_has_no_entry_on_the_hub(colours):
 def test_scores_need_a_model_folder(tmp_path):
     with pytest.raises(EvaluationError, match=r"no config\.json"):
         write_scores(tmp_path, [], [])
-
-
-def test_an_unfinished_evaluation_has_no_scores(tmp_path):
-    with pytest.raises(EvaluationError, match="not finished"):
-        read_scores(tmp_path)
