@@ -80,7 +80,7 @@ class OldSpace(Distillation):
             return torch.zeros((), device=joined.device)
         weight = next(self.old.parameters(), pixels)
         if weight.device != pixels.device:
-            self.old.to(pixels.device)
+            nn.Module.to(self.old, pixels.device)
         with torch.no_grad():
             shown = as_teacher_sees(pixels, joined.config.facts, self.old.config.facts)
             taught = self.old.connect(self.old.encode_images(shown.to(weight.dtype)))
