@@ -60,7 +60,10 @@ class VLLM:
             "--allowed-media-domains", "nowhere.invalid", *options,
         ]  # fmt: skip
         self._command = command
-        self._environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1"}
+        self._environment = {
+            "VLLM_ENGINE_READY_TIMEOUT_S": f"{START_SECONDS:.0f}", **os.environ,
+            "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1",
+        }  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.speaker = Behind(
             self.name, f"http://127.0.0.1:{port}", key=key, about=about, **words_of(folder)
