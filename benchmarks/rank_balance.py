@@ -3,10 +3,10 @@
     python benchmarks/rank_balance.py [--ranks 1024] [--rows-per-rank 4] [--steps 5] [--by-cost]
 
 A sample has zero, one or more pictures and a log-normal length of text; the shares are those of a
-LLaVA-like mixture. Rows are filled by the packer that training uses, and dealt to the ranks as it
-deals them. A row costs what its tokens cost in the linear layers, what its samples cost in
-attention, and what its tiles cost in the encoder. Printed: the slowest rank over the mean of all,
-for each step; in a step everybody waits for the slowest.
+LLaVA-like mixture. Rows are filled by the packer that training uses, and dealt to the ranks by what
+they cost, by the function that training uses. A row costs what its tokens cost in the linear
+layers, what its samples cost in attention, and what its tiles cost in the encoder. Printed: the
+slowest rank over the mean of all, for each step; in a step everybody waits for the slowest.
 
 `--by-cost` fills rows by what samples cost instead of how long they are: a sample counts as many
 places as tokens of the linear layers would cost the same, and a row has as many places as the
@@ -20,6 +20,7 @@ import math
 import random
 from dataclasses import dataclass
 
+from mmlm.data.dealing import deal
 from mmlm.data.packing import Packer, PackingConfig, Row
 
 
@@ -118,7 +119,8 @@ def simulate(
             else:
                 rows += packer.add(sample)
         now, rows = rows[: ranks * rows_per_rank], rows[ranks * rows_per_rank :]
-        work = [sum(map(shape.flops, now[rank::ranks])) for rank in range(ranks)]
+        costs = [shape.flops(row) for row in now]
+        work = [sum(costs[number] for number in numbers) for numbers in deal(costs, ranks)]
         found.append(max(work) / (sum(work) / ranks))
     return found
 

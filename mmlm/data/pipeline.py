@@ -1,8 +1,8 @@
 """The stream of optimiser steps: plan, pack, decode, in order, ahead of the trainer.
 
 One global sequence of rows is the same for any number of ranks; a step is a fixed number of
-rows, dealt to the ranks in turn. One thread plans, a few decode; order and content depend on
-neither. After each step the stream can say from where it would go on.
+rows, dealt to the ranks by what they cost. One thread plans, a few decode; order and content
+depend on neither. After each step the stream can say from where it would go on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmlm.data.dealing import deal
 from mmlm.data.packing import Packer, PackingConfig, Row
 from mmlm.data.planning import Planned, Planner
 from mmlm.data.schema import Drop
 from mmlm.errors import ImageError, TrainingError
+
+Cost = Callable[[Row], float]
+"""What a row costs, in any unit; hangs on the row alone, so that a run that goes on deals alike."""
 
 Pixels = Callable[[Any], "tuple[str, Tensor | None]"]
 """From an image to its key and its tiles, or None where the features are known already."""
@@ -66,8 +70,7 @@ class Step:
         consumed: How many samples all steps up to this one have used or dropped.
         state: From where the stream goes on after this step.
         capacity_tokens: How many tokens the rows could have held.
-        rank: Whose rows these are.
-        world: The number of ranks.
+        places: The number of each of the rows in the whole step.
     """
 
     rows: list[PreparedRow]
@@ -79,8 +82,7 @@ class Step:
     consumed: int
     state: dict[str, Any]
     capacity_tokens: int
-    rank: int = 0
-    world: int = 1
+    places: list[int] = field(default_factory=list)
 
     def drops_of_all(self, gather: Callable[[list[Any]], list[Any]]) -> list[Drop]:
         """Return what was left out while planning, and on any rank while decoding.
@@ -91,8 +93,8 @@ class Step:
             gather: Joins the lists of all ranks.
         """
         mine = [
-            (self.rank + index * self.world, place, drop)
-            for index, row in enumerate(self.rows)
+            (number, place, drop)
+            for number, row in zip(self.places, self.rows, strict=True)
             for place, drop in enumerate(row.drops)
         ]
         known = len(self.drops) - len(mine)
@@ -116,8 +118,9 @@ class StepStream:
         rows_per_step: The rows of all ranks together.
         num_samples: Positions to go through; None goes on for ever.
         pixels: Opens one image.
-        rank: Which rows are decoded here: every `world`-th, beginning with this.
+        rank: Whose rows are decoded here.
         world: The number of ranks.
+        cost: What a row costs, by which rows are dealt to the ranks; its tokens, if None.
         threads: How many images are decoded at once.
         ahead: How many steps are prepared before they are asked for.
         state: A state of an earlier stream; None begins at the beginning.
@@ -133,6 +136,7 @@ class StepStream:
         pixels: Pixels,
         rank: int = 0,
         world: int = 1,
+        cost: Cost | None = None,
         threads: int = 1,
         ahead: int = 2,
         state: dict[str, Any] | None = None,
@@ -140,6 +144,7 @@ class StepStream:
         self._planner, self._packing = planner, packing
         self._rows_per_step, self._num_samples = rows_per_step, num_samples
         self._pixels, self._rank, self._world = pixels, rank, world
+        self._cost: Cost = cost or (lambda row: float(row.num_tokens))
         self._threads, self._ahead = threads, ahead
         self._start = state
         self._stop = threading.Event()
@@ -158,7 +163,6 @@ class StepStream:
                 step, futures = item
                 step.rows = [future.result() for future in futures]
                 step.drops += [drop for row in step.rows for drop in row.drops]
-                step.rank, step.world = self._rank, self._world
                 yield step
         finally:
             self._stop.set()
@@ -173,8 +177,10 @@ class StepStream:
         _one_thread()
         try:
             for step, rows in self._plan():
-                mine = rows[self._rank :: self._world]
-                futures: list[Future[PreparedRow]] = [pool.submit(self._prepare, r) for r in mine]
+                step.places = self._mine(rows)
+                futures: list[Future[PreparedRow]] = [
+                    pool.submit(self._prepare, rows[place]) for place in step.places
+                ]
                 self._put(ready, (step, futures))
             self._put(ready, None)
         except _StoppedError:
@@ -184,6 +190,11 @@ class StepStream:
                 self._put(ready, error)
             except _StoppedError:
                 return
+
+    def _mine(self, rows: list[Row]) -> list[int]:
+        """Return the numbers of the rows of this rank."""
+        costs = [self._cost(row) for row in rows] if self._world > 1 else [0.0] * len(rows)
+        return deal(costs, self._world)[self._rank]
 
     def _put(self, ready: queue.Queue[Any], item: Any) -> None:
         while True:

@@ -12,7 +12,6 @@ it. Exact for one list of shards and one number of ranks; a checkpoint holds the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from mmlm.data.mixture import Mixture
@@ -110,7 +109,7 @@ def joined(
         rows, samples, tokens, seen, capacity = (sum(one[n] for one in known) for n in range(5))
         planned_by_all = [drop for one in known for drop in one[7]]
         mine = [] if step is None else step.drops[len(step.drops) - decoded :]
-        whole = Step(
+        yield Step(
             rows=[] if step is None else step.rows,
             num_rows=rows,
             num_samples=samples,
@@ -120,5 +119,5 @@ def joined(
             consumed=sum(consumed),
             state={"ranks": list(states)},
             capacity_tokens=capacity,
+            places=[] if step is None else [rank + place * world for place in step.places],
         )
-        yield replace(whole, rank=rank, world=world)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmlm.data import Quarantine
 from mmlm.data.mixture import Mixture
+from mmlm.data.packing import Row
 from mmlm.data.pipeline import PreparedRow, Step, StepStream
 from mmlm.data.planning import Planner
 from mmlm.data.ranks import steps_of_rank
@@ -194,7 +195,9 @@ class StageRun:
         def make(mixture: Mixture, **words: Any) -> StepStream:
             planner = self._planner(mixture, processor)
             pixels, threads = self.batcher.pixels, run.recipe.run.threads
-            return StepStream(planner, packing, pixels=pixels, threads=threads, **words)
+            return StepStream(
+                planner, packing, pixels=pixels, threads=threads, cost=self._cost_of_row, **words
+            )
 
         return steps_of_rank(
             make,
@@ -206,6 +209,13 @@ class StageRun:
             state=self._stream_state,
             gather=engine.gather,
         )
+
+    def _cost_of_row(self, row: Row) -> float:
+        """Estimate what a row costs: its operations where they can be counted, else its tokens."""
+        costs = self.tally.costs
+        if costs is None:
+            return float(row.num_tokens)
+        return costs.of(row.samples, encoded=row.num_tiles if self.cache is None else 0)
 
     def _planner(self, mixture: Mixture, processor: Any) -> Planner:
         """Return what turns rows of data into samples."""
@@ -327,7 +337,7 @@ class StageRun:
         }
         self.run.log.write({"stage": self.stage.name, "step": self.step, **numbers})
         for tracker in self.run.trackers:
-            tracker.log(flat(numbers, f"{self.stage.name}/"), self.step)
+            tracker.log(flat({"step": self.step, **numbers}, f"{self.stage.name}/"), self.step)
         progress.step(
             step=self.step, share=share, loss=learnt.loss, tokens=step.num_tokens,
             padding=seen["padding"], mfu=seen.get("mfu"), memory_gib=seen["memory_gib"],

@@ -87,7 +87,8 @@ class Tally:
         # A stock class taken whole does not say which of its layers see a picture; other objectives
         # leave parts of the model out, or run them more than once.
         counted = isinstance(objective, NextToken) and not isinstance(model, WholeModel)
-        self._costs: Costs | None = costs_of(model) if counted else None
+        self.costs: Costs | None = costs_of(model) if counted else None
+        """What samples cost; None where it cannot be counted."""
         rate, self.rate_source = peak_rate(engine.device, model.dtype)
         self._rate = rate * engine.world
         self.flops = self.seconds = 0.0
@@ -126,9 +127,9 @@ class Tally:
         """
         numbers: dict[str, Any] = {"memory_gib": round(self._memory() / 2**30, 3)}
         samples = [sample for row in step.rows for sample in row.samples]
-        if self._costs is not None:
+        if self.costs is not None:
             tiles = sum(sample.num_tiles for sample in samples)
-            mine = self._costs.of(samples, encoded=round(tiles * encoded))
+            mine = self.costs.of(samples, encoded=round(tiles * encoded))
             flops = self._engine.add_up([mine])[0]
             self.flops += flops
             numbers["mfu"] = flops / max(seconds, 1e-9) / self._rate
@@ -163,7 +164,7 @@ class Tally:
             "peak_gib": round(self.peak_bytes / 2**30, 2),
             "loss_by_source": {name: round(loss, 4) for name, loss in self.sources.items()},
         }
-        if self._costs is not None:
+        if self.costs is not None:
             found["mfu"] = self.flops / max(self.seconds, 1e-9) / self._rate
             found["mfu_against"] = self.rate_source
         return found
