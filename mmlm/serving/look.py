@@ -78,18 +78,18 @@ HEAD = """
 <meta name="color-scheme" content="light dark">
 <script>
 (() => {
-  const kept = localStorage.getItem("mmlm-dark");
-  const dark = kept === null ? matchMedia("(prefers-color-scheme: dark)").matches : kept === "1";
-  const apply = () => document.body && document.body.classList.toggle("dark", dark);
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    const kept = localStorage.getItem("mmlm-dark");
+    document.body.classList.toggle("dark", kept === null ? system.matches : kept === "1");
+  };
   // The page is drawn after it was loaded; on a phone the focus would open the keyboard over it.
   const wantsFocus = matchMedia("(pointer: fine)").matches;
   const begin = performance.now();
   const settle = () => {
-    apply();
     const box = document.querySelector("#ask textarea");
     if (!box && performance.now() - begin < 60000) return setTimeout(settle, 100);
     if (box && wantsFocus && document.activeElement === document.body) box.focus();
-    setTimeout(apply, 300);
   };
   // What Gradio leaves without a name or gives a wrong role, for those who hear the page.
   const mend = () => {
@@ -105,8 +105,12 @@ HEAD = """
     setTimeout(() => { due = false; mend(); }, 100);
   };
   const start = () => {
+    apply();
     settle();
     mend();
+    // Gradio sets the class by the system's choice while it draws the page, sooner or later.
+    new MutationObserver(apply).observe(document.body, { attributeFilter: ["class"] });
+    system.addEventListener("change", apply);
     new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
   };
   // Gradio may add this head after the page was loaded; then nobody would hear of the load.
@@ -117,8 +121,9 @@ HEAD = """
 """
 
 SWITCH_DARK = """() => {
-  const dark = document.body.classList.toggle("dark");
+  const dark = !document.body.classList.contains("dark");
   localStorage.setItem("mmlm-dark", dark ? "1" : "0");
+  document.body.classList.toggle("dark", dark);
 }"""
 
 # What the server made is handed to the browser as a file; nothing is kept on the server.

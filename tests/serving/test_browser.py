@@ -5,6 +5,7 @@ Needs playwright and a Chromium; `MMLM_SHOTS=FOLDER` keeps a picture of every st
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -31,12 +32,19 @@ FLAGS = [
 LEVEL_A = ["wcag2a", "wcag21a", "wcag22a"]
 WAIT_MS = float(os.environ.get("MMLM_BROWSER_SECONDS", "60")) * 1000
 _ANSWERED = "document.querySelectorAll('.mmlm-facts, .mmlm-fault').length"
-PASTE = """async ([selector, url]) => {
-  const blob = await (await fetch(url)).blob();
+HAND_OVER = """async ([kind, urls]) => {
   const data = new DataTransfer();
-  data.items.add(new File([blob], "pasted.png", { type: "image/png" }));
-  const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
-  document.querySelector(selector).dispatchEvent(event);
+  for (const [number, url] of urls.entries()) {
+    const blob = await (await fetch(url)).blob();
+    data.items.add(new File([blob], `${number}.png`, { type: "image/png" }));
+  }
+  const box = document.querySelector("#ask textarea");
+  const options = { bubbles: true, cancelable: true };
+  const event = (name) => kind === "paste"
+    ? new ClipboardEvent(name, { clipboardData: data, ...options })
+    : new DragEvent(name, { dataTransfer: data, ...options });
+  for (const name of kind === "paste" ? ["paste"] : ["dragenter", "dragover", "drop"])
+    box.dispatchEvent(event(name));
 }"""
 
 
@@ -104,8 +112,9 @@ class Visitor:
     """Somebody before the page."""
 
     def __init__(self, chromium, address, request, query="", **options):
-        options = {"viewport": {"width": 1180, "height": 820}, **options}
-        self.context = chromium.new_context(color_scheme="light", **options)
+        size = {"width": 1180, "height": 820}
+        options = {"viewport": size, "color_scheme": "light", **options}
+        self.context = chromium.new_context(**options)
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT_MS)
         self.faults, self.strangers = [], []
@@ -225,15 +234,16 @@ def test_closing_the_page_ends_generation(visit, page_of):
     assert slow.num_said < 2000
 
 
-def test_a_picture_is_pasted(visit, address, pictures):
-    import base64
-
+@pytest.mark.parametrize(("kind", "names"), [("paste", ["1.png"]), ("drop", ["1.png", "2.png"])])
+def test_pictures_are_pasted_and_dropped(visit, address, pictures, kind, names):
     visitor = visit(address)
-    url = "data:image/png;base64," + base64.b64encode((pictures / "1.png").read_bytes()).decode()
-    visitor.page.evaluate(PASTE, ["#ask textarea", url])
-    visitor.page.wait_for_selector("#ask .thumbnail-item, #ask img")
+    data = [base64.b64encode((pictures / name).read_bytes()).decode() for name in names]
+    urls = [f"data:image/png;base64,{text}" for text in data]
+    visitor.page.evaluate(HAND_OVER, [kind, urls])
+    shown = "document.querySelectorAll('#ask .thumbnail-item, #ask .thumbnail-wrapper').length"
+    visitor.page.wait_for_function(f"{shown} >= {len(names)}")
     visitor.ask("What is it?")
-    assert "1 pictures" in visitor.said()[0]
+    assert f"{len(names)} pictures" in visitor.said()[0]
 
 
 def test_the_camera_puts_a_picture_into_the_question(visit, address):
@@ -327,14 +337,28 @@ def test_the_page_shows_where_the_words_of_an_answer_looked(visit, real, picture
     visitor.shot("word")
 
 
-def test_a_button_turns_the_page_dark(visit, address):
+IS_DARK = "document.body.classList.contains('dark')"
+
+
+def test_dark_mode_is_kept_over_a_reload(visit, address):
     visitor = visit(address)
-    is_dark = "document.body.classList.contains('dark')"
-    assert not visitor.page.evaluate(is_dark)
-    visitor.button("Light / dark").click()
-    assert visitor.page.evaluate(is_dark)
-    visitor.ask("What?")
-    visitor.shot("dark")
+    assert not visitor.page.evaluate(IS_DARK)
+    for dark in (True, False):
+        visitor.button("Light / dark").click()
+        assert visitor.page.evaluate(IS_DARK) is dark
+        visitor.page.reload()
+        visitor.page.wait_for_selector("#ask textarea")
+        visitor.page.wait_for_timeout(1500)  # Gradio sets its own choice while it draws the page
+        assert visitor.page.evaluate(IS_DARK) is dark
+        visitor.ask("What?")
+        visitor.shot("dark" if dark else "light")
+
+
+def test_without_a_choice_the_page_follows_the_system(visit, address):
+    visitor = visit(address, color_scheme="dark")
+    assert visitor.page.evaluate(IS_DARK)
+    visitor.page.emulate_media(color_scheme="light")
+    visitor.page.wait_for_function(f"!{IS_DARK}")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -420,15 +444,24 @@ def test_a_link_opens_the_conversation_elsewhere(visit, address, pictures):
     assert "no longer kept" in late.page.locator(".toast-body").inner_text()
 
 
-@pytest.mark.parametrize("state", ["empty", "talk"])
-def test_there_is_no_violation_of_level_a(visit, address, pictures, state):
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("state", ["empty", "talk", "compare", "seen"])
+def test_there_is_no_violation_of_level_a(visit, address, real, page_of, pictures, state, dark):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    visitor = visit(address)
-    if state == "talk":
+    where = {"compare": lambda: page_of(FakeSpeaker("a"), FakeSpeaker("b")), "seen": lambda: real}
+    scheme = "dark" if dark else "light"
+    visitor = visit(where.get(state, lambda: address)(), color_scheme=scheme)
+    if state != "empty":
         visitor.ask("What is it?", pictures / "1.png")
+    if state == "seen":
+        visitor.page.get_by_text("What the model saw").click()
+        visitor.page.locator("#look").click()
+        visitor.page.wait_for_selector("#seen-pictures img")
+    if state == "talk":
         visitor.button("Settings").click()
         visitor.page.wait_for_selector("#settings.open")
     visitor.page.wait_for_timeout(400)  # what was just drawn has its names
+    visitor.shot(f"{state}-{scheme}")
     options = {"runOnly": {"type": "tag", "values": LEVEL_A}}
     found = axe.Axe().run(visitor.page, options=options).response["violations"]
     told = [(f["id"], f["help"], [n["html"][:200] for n in f["nodes"]]) for f in found]
