@@ -29,6 +29,7 @@ from mmlm.hub.save import generation_config, portable, write_papers
 from mmlm.hub.weights import check_weights, read_file, read_json, write_state
 from mmlm.language import add_image_token, decoder_of, head_of, languages
 from mmlm.language.four_bits import four_bit_layers, four_bit_state, quantise
+from mmlm.language.routing import IMAGES, TEXT, route_by_token
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 from mmlm.storage.parts import PREFIX, PackageFile
@@ -211,6 +212,8 @@ def _put_adapters(
     for name, settings in adapters.items():
         settings = {**settings, "inference_mode": True}
         model.add_adapter(PeftConfig.from_peft_type(**settings), adapter_name=name)
+    if {TEXT, IMAGES} <= set(adapters):
+        route_by_token(model)
     values = {key: value for key, value in learnt.items() if "lora_" in key}
     there = {key for key in model.state_dict() if "lora_" in key}
     if there != set(values):

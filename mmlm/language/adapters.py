@@ -1,4 +1,4 @@
-"""Low-rank adapters on the language model, through PEFT: LoRA, DoRA and QLoRA.
+"""Low-rank adapters on the language model, through PEFT: LoRA, DoRA, QLoRA and MM-LoRA.
 
     choose_layers     which layers a config puts adapters beside; says what is in the way
     add_adapters      put adapters beside the linear layers of the language part, and nowhere else
@@ -28,11 +28,12 @@ from mmlm.language.four_bits import (
     quantise,
     unpacked,
 )
+from mmlm.language.routing import CANNOT_MERGE, IMAGES, TEXT, is_routed, route_by_token
 from mmlm.registry import Registry
 
 LANGUAGE = "model.language"
 """The language part of the joined model."""
-_NAME = "default"
+_NAME = TEXT
 # Layers whose weight the fused kernels of state-space models read past `forward`, on a GPU only.
 _READ_BY_KERNELS = ("out_proj", "conv1d")
 # Merging rounds each weight once. Largest relative difference of logits seen in float32: 3e-6; an
@@ -58,6 +59,11 @@ class AdapterConfig(PartConfig):
 
     weight_decomposed: ClassVar[bool] = False
     quantised: ClassVar[bool] = False
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each product, by PEFT's name of it."""
+        return {_NAME: self.rank}
 
     @property
     def scale(self) -> float:
@@ -86,6 +92,23 @@ class QloraAdapterConfig(AdapterConfig):
     """LoRA beside weights in 4-bit NormalFloat (arXiv 2305.14314); needs bitsandbytes."""
 
     quantised: ClassVar[bool] = True
+
+
+@adapters.register("mm_lora")
+class MMLoraAdapterConfig(AdapterConfig):
+    """MM-LoRA: text and images each have a LoRA of their own (Arcana, arXiv 2410.13733).
+
+    It cannot be merged, so that a trained folder names its base and keeps them beside it.
+    """
+
+    image_rank: int | None = Field(default=None, ge=1)
+    """Rank of the product for image tokens; that for text when left out. The paper has 64 beside
+    192."""
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank of each product, by PEFT's name of it."""
+        return {TEXT: self.rank, IMAGES: self.image_rank or self.rank}
 
 
 def choose_layers(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -> list[str]:
@@ -136,18 +159,19 @@ def add_adapters(model: Any, config: AdapterConfig, *, prefix: str = LANGUAGE) -
     if config.quantised:
         quantise(model, chosen)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.add_adapter(
-        peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.scale,
+    for name, rank in config.ranks.items():
+        settings = peft.LoraConfig(
+            r=rank,
+            lora_alpha=config.scale * rank / config.rank,
             lora_dropout=config.dropout,
             target_modules=chosen,
             use_dora=config.weight_decomposed,
             fan_in_fan_out=transposed,
             bias="none",
-        ),
-        adapter_name=_NAME,
-    )
+        )
+        model.add_adapter(settings, adapter_name=name)
+    if len(config.ranks) > 1:
+        route_by_token(model)
     beside = {module for module in model.modules() if isinstance(module, _tuner_layer())}
     below = {parameter for layer in beside for parameter in layer.get_base_layer().parameters()}
     for parameter, flag in flags.items():
@@ -270,6 +294,11 @@ def merge_adapters(model: Any) -> float:
     }
     if not tuned:
         raise CheckpointError("The model carries no adapters, so there is nothing to merge.")
+    if is_routed(model):
+        raise CheckpointError(
+            f"The adapters cannot be merged. {CANNOT_MERGE}. Save with `delta=True`, which keeps "
+            f"them beside the base."
+        )
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     before = _probe(model)
     merged = {name: _merged(layer) for name, layer in tuned.items()}
@@ -305,6 +334,7 @@ def remove_adapters(model: Any) -> None:
 def _forget(model: Any) -> None:
     """Let transformers know that no adapters are there any more."""
     model._hf_peft_config_loaded = False
+    model.token_router = None
     if hasattr(model, "peft_config"):
         del model.peft_config
 
@@ -385,6 +415,10 @@ def save_adapters(
 
     if not getattr(model, "peft_config", None):
         raise CheckpointError("The model carries no adapters. Save it with Assistant.save.")
+    if is_routed(model):
+        raise CheckpointError(
+            f"PEFT has no such adapter. {CANNOT_MERGE}. Save with `delta=True`, which MMLM reads."
+        )
     config = model.peft_config[_NAME]
     state = get_peft_model_state_dict(model, adapter_name=_NAME)
     for name in carry:

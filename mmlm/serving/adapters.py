@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmlm.errors import CheckpointError, MissingExtraError, UsageError
 from mmlm.generation.session import BUDGET_BYTES, Sessions
+from mmlm.language.routing import IMAGES, TEXT, is_routed, route_by_token
 from mmlm.serving.about import read_about
 from mmlm.serving.engine import Engine
 
@@ -147,6 +148,9 @@ class Voices:
             self.model.add_adapter(replace(config, inference_mode=True), adapter_name=inner)
             self._fill(theirs, name, inner, folder)
             voice.adapters.append(inner)
+        if is_routed(other):
+            text, images = (voice.adapters[list(configs).index(kind)] for kind in (TEXT, IMAGES))
+            route_by_token(self.model, text=text, images=images)
         return voice
 
     def _fill(self, theirs: Mapping[str, Tensor], name: str, inner: str, folder: Path) -> None:

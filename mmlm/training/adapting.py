@@ -19,6 +19,7 @@ from mmlm.language.adapters import AdapterConfig, add_adapters, choose_layers, m
 from mmlm.training.learning import match_names
 from mmlm.training.optim import stable_name
 from mmlm.training.recipe import StageConfig
+from mmlm.whole import WholeModel
 
 _MARK, _BELOW = ".lora_", ".base_layer.weight"
 
@@ -34,20 +35,28 @@ def check_stages(model: Any, stages: Iterable[StageConfig]) -> None:
     for stage in stages:
         config = stage.adapter_config()
         try:
+            if config is not None and len(config.ranks) > 1 and isinstance(model, WholeModel):
+                raise ConfigError(
+                    f"adapters {config.use} cannot be merged, and a stock class taken whole has no "
+                    f"parts beside which a folder could keep them. Use lora."
+                )
             layers = [] if config is None else choose_layers(model, config)
-            match_names(_names_with(plain, layers), stage.patterns)
+            kinds = [] if config is None else [*config.ranks]
+            match_names(_names_with(plain, layers, kinds), stage.patterns)
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from None
 
 
-def _names_with(names: Sequence[str], layers: Sequence[str]) -> list[str]:
+def _names_with(names: Sequence[str], layers: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """Return the names that parameters will have once adapters stand beside some layers."""
     tuned = set(layers)
     found: list[str] = []
     for name in names:
         layer, _, leaf = name.rpartition(".")
         found.append(f"{layer}.base_layer.{leaf}" if layer in tuned else name)
-    return found + [f"{layer}.lora_{ab}.default.weight" for layer in layers for ab in "AB"]
+    for kind in kinds:
+        found += [f"{layer}.lora_{ab}.{kind}.weight" for layer in layers for ab in "AB"]
+    return found
 
 
 def change_adapters(
