@@ -151,3 +151,13 @@ def test_a_half_folder_is_named_with_what_is_missing(command, tiny, tmp_path, ca
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError):
         Engine.load(folder)
+
+
+@pytest.mark.parametrize("command", ["app", "serve", "chat"])
+def test_a_model_that_does_not_exist_is_named(command, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = [] if command == "chat" else ["--port", str(free_port())]
+    assert run([command, "somebody/no-such-model", *words]) == 1
+    told = capsys.readouterr().err
+    assert "'somebody/no-such-model' is no folder here, and the Hub does not give it" in told
+    assert "Traceback" not in told

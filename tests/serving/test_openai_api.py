@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+import warnings
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,6 +16,7 @@ from PIL import Image
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.serving.fetch import Fetcher, FetchError, FetchRules
 from mmlm.serving.openai_api import ApiLimits, build_api
+from tests.images.test_decode import promised_png
 from tests.serving.fakes import FakeSpeaker
 
 
@@ -243,6 +245,15 @@ def test_a_picture_of_196_megapixels_is_refused_from_its_header(client, monkeypa
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     assert len(png(14000, 14000)) < 50_000
     assert ask(client, json=body(shown(png(14000, 14000)))).status_code == 400
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_what_pillow_only_warns_of_is_refused(client, action):
+    with warnings.catch_warnings():
+        warnings.simplefilter(action, Image.DecompressionBombWarning)
+        response = ask(client, json=body(shown(promised_png(12_000, 10_000))))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "image")
+    assert "pixels" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("url", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:8000/"])

@@ -18,6 +18,7 @@ from mmlm.serving.turns import (
     messages_of,
     words_of_fault,
 )
+from tests.images.test_decode import promised_png
 
 LIMITS = PageLimits(max_pixels=100 * 100, max_images=2, max_letters=50)
 
@@ -81,6 +82,13 @@ def test_what_cannot_be_sent_is_said_in_words(image, tmp_path):
         with pytest.raises(MMLMError, match=words) as caught:
             asked(box, [], LIMITS)
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_is_too_large_is_told_its_size_and_the_limit(tmp_path):
+    (tmp_path / "big.png").write_bytes(promised_png(12_000, 10_000))
+    with pytest.raises(MMLMError, match=r"^big\.png has 120 megapixels, the limit is 40\."):
+        asked({"text": "", "files": [str(tmp_path / "big.png")]}, [], PageLimits())
 
 
 def test_pictures_of_the_whole_conversation_are_counted(image):
