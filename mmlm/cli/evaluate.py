@@ -95,6 +95,8 @@ def _run(options: Options) -> None:
     if options.model.endswith(".jsonl"):
         _read_again(options, loaded)
         return
+    from mmlm.reports.carried import carried
+
     folder = _card_folder(options.model) if options.card else None
     out = options.out or default_folder(options.model, known=bool(options.endpoint))
     result = _evaluate(options, _model(options), loaded, out)
@@ -109,6 +111,8 @@ def _run(options: Options) -> None:
         print((result.out / "results.json").read_text(encoding="utf-8"), end="")
         return
     show(result)
+    for line in carried(result.details):
+        print(f"picture     {line}")
     if set(options.conditions) != {"image"}:
         most = f"at most {options.look_limit:,} of each kind of question (--look-limit)"
         print(f"Blind, shuffled and permuted were asked {most}.")

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmlm.errors import EvaluationError
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
 from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.evaluation.scorers import Mark, Row, ScorerConfig, Target
@@ -40,6 +41,9 @@ from mmlm.evaluation.statistics import (
     smallest_visible_difference,
     visible_by_interval,
 )
+
+MOST_CHARACTERS = 200_000
+"""The longest answer that is marked; a longer one is refused, wherever it comes from."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,30 @@ def predict(scorer: ScorerConfig, case: Case, answer: str) -> Prediction:
 def predict_all(
     scorer: ScorerConfig, cases: Sequence[Case], answers: Sequence[str]
 ) -> list[Prediction]:
-    """Mark the answers of one pass, together where a scorer asks for all of them."""
+    """Mark the answers of one pass, together where a scorer asks for all of them.
+
+    Raises:
+        EvaluationError: if an answer is too long to be read.
+    """
+    check_lengths(cases, answers)
     marked = [predict(scorer, case, text) for case, text in zip(cases, answers, strict=True)]
     settled = scorer.settle(answers, [row_of(each) for each in marked])
     return [replace(each, mark=mark) for each, mark in zip(marked, settled, strict=True)]
+
+
+def check_lengths(cases: Sequence[Case], answers: Sequence[str]) -> None:
+    """Refuse an answer that no scorer should read; cutting it would score something else.
+
+    Raises:
+        EvaluationError: naming the item.
+    """
+    for case, answer in zip(cases, answers, strict=False):
+        if len(answer) > MOST_CHARACTERS:
+            raise EvaluationError(
+                f"The answer to {case.benchmark}, item {case.item.id}, has {len(answer):,} "
+                f"characters; at most {MOST_CHARACTERS:,} are scored. Lower "
+                f"generate.max_new_tokens, or look at what answers."
+            )
 
 
 def _permuted(case: Case) -> Target:

@@ -15,6 +15,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from mmlm.reports.carried import carried
 from mmlm.reports.choose import Example, examples, truth_of
 from mmlm.reports.comparison import comparison
 from mmlm.reports.contact_sheet import thumbnail
@@ -105,7 +106,8 @@ def _scores(rows: Sequence[dict[str, Any]], details: Mapping[str, Any]) -> str:
         '<h2 id="looks">Does it look?</h2>'
         "<p>The same questions with the image, without it, and with the image of something else. "
         "Only what the first gains over the others comes from looking.</p>"
-        f"{_interval_panel(rows)}{_table(rows)}{_power(details)}{_groups(details)}"
+        f"{_interval_panel(rows)}{_table(rows)}{_carried(details)}{_power(details)}"
+        f"{_groups(details)}"
     )
 
 
@@ -185,6 +187,14 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     score, _, interval = score_text(row).partition(" ")
     return f"{score} <small>{interval}</small>" if interval else score
+
+
+def _carried(details: Mapping[str, Any]) -> str:
+    """Write how much of each score the picture carries."""
+    told = [f"{escape(each)}." for each in carried(details)]
+    if not told:
+        return ""
+    return f'<p class="power">What the picture carries. {" ".join(told)}</p>'
 
 
 def _power(details: Mapping[str, Any]) -> str:

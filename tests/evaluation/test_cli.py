@@ -33,6 +33,7 @@ def test_two_checkpoints_and_all_dialects_in_one_command(models, colours, tmp_pa
     assert "| colours | name | 4 |" in (models / "new" / "README.md").read_text()
     told = capsys.readouterr().out
     assert "visible from" in told
+    assert "picture     colours · name: " in told
     assert "at most 2 of each kind" in told
     assert "name *" not in told  # `name` has one dialect, which is in use
     assert {"comparison.json", "dialects-colours.json"} <= files(out)

@@ -16,7 +16,7 @@ from PIL import Image
 from mmlm.errors import EvaluationError
 from mmlm.evaluation import evaluate
 
-from .conftest import Parrot, sees
+from .conftest import THINGS, Parrot, sees, write_rows
 
 
 def run(model, folder, out, **options):
@@ -184,6 +184,45 @@ def test_empty_and_unreadable_answers_are_counted(colours, tmp_path):
 def test_an_answer_of_ten_megabytes_is_refused(colours, tmp_path):
     with pytest.raises(EvaluationError, match="11,000,000 characters"):
         run(Parrot(lambda request: "blah blah. " * 1_000_000), colours, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_likelihoods_that_are_no_numbers_are_refused(colours, tmp_path, value):
+    class Broken:
+        weights = "broken"
+
+        def likelihoods(self, cases):
+            return [[0.5, value, 0.1, 0.2] for _ in cases]
+
+    file = colours / "colours.yaml"
+    text = file.read_text().replace("path: rows.jsonl", "path: rows.jsonl, where: {kind: choice}")
+    file.write_text(text + "decide: likelihood\n")
+    with pytest.raises(EvaluationError, match="one finite number for each"):
+        run(Broken(), colours, tmp_path / "out")
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == b""
+
+
+def test_a_model_that_likes_a_letter_is_found_out_by_permuted_options(colours, tmp_path):
+    rows = []
+    for number in range(12):
+        thing = THINGS[number % len(THINGS)]
+        others = [name for name in THINGS if name != thing][:3]
+        rows.append({"id": str(number), "image": f"{number}.png", "question": "Which colour?",
+                     "choices": [thing, *others], "answer": "A"})  # fmt: skip
+    write_rows(colours, rows)
+    (colours / "colours.yaml").write_text(
+        'dataset: {path: rows.jsonl}\nquestion: "{question}\\n{options}"\nscorer: choice\n'
+    )
+    likes = run(Parrot(lambda r: "A"), colours, tmp_path / "a", conditions=("image", "permuted"))
+    assert likes.score("colours", "choice").score == 1.0
+    assert likes.score("colours", "choice", "permuted").score == 0.0
+
+    def reads(request):
+        options = [line.split(". ") for line in request.question.splitlines()[1:]]
+        return next(letter for letter, name in options if name == sees(request))
+
+    looks = run(Parrot(reads, "b"), colours, tmp_path / "b", conditions=("image", "permuted"))
+    assert looks.score("colours", "choice", "permuted").score == 1.0
 
 
 def test_a_limit_draws_the_same_items_for_every_model(colours, tmp_path):

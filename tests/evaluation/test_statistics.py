@@ -60,6 +60,39 @@ def test_intervals_of_clustered_questions_cover_the_truth():
     assert naive < 165, "without clusters the interval would be far too short"
 
 
+def test_intervals_of_a_metric_that_is_no_mean_cover_the_truth():
+    """F1 over pictures with four questions each; hits, said and true are drawn together."""
+    random = np.random.default_rng(3)
+    hits = 0
+    for seed in range(200):
+        true = random.random((150, 4)) < 0.5
+        said = random.random((150, 4)) < np.where(true, 0.7, 0.3)
+        tallies = np.stack([(true & said).sum(1), said.sum(1), true.sum(1)], axis=1).astype(float)
+        low, high = bootstrap(tallies, f1, seed=seed, draws=400)[1:]
+        hits += low <= 0.7 <= high  # 2 · 0.35 / (0.5 + 0.5)
+    # 95 % of 200 is 190; three standard deviations are 9.
+    assert 181 <= hits <= 199
+
+
+def f1(totals):
+    return 2 * totals[..., 0] / (totals[..., 1] + totals[..., 2])
+
+
+def test_intervals_of_a_difference_cover_the_truth():
+    """Two passes over 60 pictures with three questions each, of which half are easy for one."""
+    random = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(60), 3).tolist()
+    hits = 0
+    for seed in range(150):
+        easy = np.repeat(random.random(60) < 0.5, 3)
+        first = (random.random(180) < np.where(easy, 0.9, 0.5)).astype(float)
+        second = (random.random(180) < 0.5).astype(float)
+        found = paired_test(first, second, clusters, seed=seed, draws=50)
+        hits += found.low <= 0.2 <= found.high
+    # 95 % of 150 is 142.5; three standard deviations are 8.
+    assert 134 <= hits <= 150
+
+
 def test_the_bootstrap_is_a_function_of_its_seed():
     sums, _ = cluster_sums([0.0, 1.0, 1.0, 0.5], ["a", "a", "b", "c"])
     assert bootstrap(sums, seed=3) == bootstrap(sums, seed=3)

@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 from mmlm.errors import EvaluationError
@@ -22,10 +22,9 @@ from mmlm.evaluation.asking.processes import Processes
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
 from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.evaluation.benchmarks.plan import Pass
-from mmlm.evaluation.results import Prediction, predict_all
+from mmlm.evaluation.results import Prediction, check_lengths, predict_all
 from mmlm.reports.progress import ProgressLine
 
-_MOST_CHARACTERS = 200_000
 _HANDFUL = 3
 """A handful of pictures has the questions of about so many batches."""
 
@@ -116,13 +115,14 @@ def _answer_batch(batch: Sequence[_Job], backend: Backend) -> list[dict[str, Any
     found = [job.case for job in batch]
     benchmark = batch[0].benchmark
     if benchmark.config.decide == "likelihood":
+        given = backend.likelihoods(found)
+        _check_finite(found, given)
         values: list[dict[str, Any]] = [
-            {"likelihoods": [round(value, 6) for value in values]}
-            for values in backend.likelihoods(found)
+            {"likelihoods": [round(value, 6) for value in each]} for each in given
         ]
     else:
         values = [{"answer": text} for text in backend.answer(found, benchmark.settings)]
-        _check_lengths(found, [value["answer"] for value in values])
+        check_lengths(found, [value["answer"] for value in values])
     if len(values) != len(found):
         raise EvaluationError(
             f"{len(found)} questions were asked and {len(values)} answers came back; which belongs "
@@ -140,14 +140,15 @@ def _answer_batch(batch: Sequence[_Job], backend: Backend) -> list[dict[str, Any
     ]
 
 
-def _check_lengths(found: Sequence[Case], answers: Sequence[str]) -> None:
-    """Refuse an answer that no scorer should read; cutting it would score something else."""
-    for case, answer in zip(found, answers, strict=False):
-        if len(answer) > _MOST_CHARACTERS:
+def _check_finite(found: Sequence[Case], given: Sequence[Sequence[float]]) -> None:
+    """Refuse likelihoods of which one is no number: the largest of them would mean nothing."""
+    for case, values in zip(found, given, strict=False):
+        if len(values) != len(case.choices) or not all(map(isfinite, values)):
             raise EvaluationError(
-                f"The answer to {case.benchmark}, item {case.item.id}, has {len(answer):,} "
-                f"characters; at most {_MOST_CHARACTERS:,} are scored. Lower "
-                f"generate.max_new_tokens, or look at what answers."
+                f"{case.benchmark}, item {case.item.id}, has {len(case.choices)} choices, and the "
+                f"model gives {list(values)} as their likelihoods; one finite number for each was "
+                f"expected. Load it with dtype float32, or look for the step at which training "
+                f"broke."
             )
 
 

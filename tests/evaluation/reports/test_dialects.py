@@ -71,6 +71,11 @@ def test_a_file_of_predictions_is_enough(pope, tmp_path):
         read_answers_of(tmp_path / "out" / "predictions.jsonl", "gqa")
 
 
+def test_an_answer_of_ten_megabytes_in_a_file_is_refused(pope):
+    with pytest.raises(EvaluationError, match="item 0, has 11,000,000 characters"):
+        in_all_dialects(pope, {"0": "blah blah. " * 1_000_000})
+
+
 def test_answers_to_another_benchmark_are_refused(pope):
     with pytest.raises(EvaluationError, match="belongs to an item of pope"):
         in_all_dialects(pope, {"x": "Yes"})

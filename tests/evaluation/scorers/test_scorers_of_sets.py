@@ -197,6 +197,15 @@ class TestAmbersDescriptions:
         assert rows_of(seeing, answers, targets)[0].mark.score == 1.0
         assert seeing.label.endswith("/model")
 
+    def test_vectors_of_which_most_were_left_out_are_refused(self, scorer, tmp_path):
+        spacy = pytest.importorskip("spacy")
+        model = spacy.blank("en")
+        for word in ("cat", "dog"):
+            model.vocab.set_vector(word, np.array((1.0, 0.5), dtype="float32"))
+        model.to_disk(tmp_path / "small")
+        with pytest.raises(ConfigError, match="one vector for cat and dog"):
+            scorer.model_copy(update={"vectors": str(tmp_path / "small")}).ready()
+
 
 class TestChair:
     def test_the_toy_of_two_descriptions(self):
