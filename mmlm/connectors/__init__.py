@@ -27,6 +27,8 @@ from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnect
 from mmlm.connectors.injection import Injecting as Injecting
 from mmlm.connectors.injection import Picture as Picture
 from mmlm.connectors.injection import Seen as Seen
+from mmlm.connectors.ldp import LDPConnector as LDPConnector
+from mmlm.connectors.ldp import LDPConnectorConfig as LDPConnectorConfig
 from mmlm.connectors.ldpv2 import LDPv2Connector as LDPv2Connector
 from mmlm.connectors.ldpv2 import LDPv2ConnectorConfig as LDPv2ConnectorConfig
 from mmlm.connectors.level_merge import LevelMergeConnector as LevelMergeConnector
@@ -41,6 +43,8 @@ from mmlm.connectors.ordered_queries import OrderedQueriesConnector as OrderedQu
 from mmlm.connectors.ordered_queries import (
     OrderedQueriesConnectorConfig as OrderedQueriesConnectorConfig,
 )
+from mmlm.connectors.patch_merger import PatchMergerConnector as PatchMergerConnector
+from mmlm.connectors.patch_merger import PatchMergerConnectorConfig as PatchMergerConnectorConfig
 from mmlm.connectors.perceiver import PerceiverConnector as PerceiverConnector
 from mmlm.connectors.perceiver import PerceiverConnectorConfig as PerceiverConnectorConfig
 from mmlm.connectors.prefix import check_visual_tokens as check_visual_tokens

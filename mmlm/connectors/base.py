@@ -20,6 +20,11 @@ class ConnectorConfig(PartConfig):
     ordered: ClassVar[bool] = False
     """Whether the first k tokens of an item do not depend on the others, for every k."""
 
+    @property
+    def cell(self) -> int:
+        """Side of the square of features that one token stands for, where there is one."""
+        return 1
+
     def out_grid(self, grid: Grid) -> Grid:
         """Return the grid that comes out; most connectors keep it."""
         return grid

@@ -16,11 +16,14 @@ from mmlm.hub.classes import Cohere2Vision as Cohere2Vision
 from mmlm.hub.classes import DeepseekVL as DeepseekVL
 from mmlm.hub.classes import FastVLM as FastVLM
 from mmlm.hub.classes import Gemma3 as Gemma3
+from mmlm.hub.classes import HyperCLOVAXVision as HyperCLOVAXVision
 from mmlm.hub.classes import Idefics3 as Idefics3
 from mmlm.hub.classes import InternVL as InternVL
 from mmlm.hub.classes import Lfm2VL as Lfm2VL
 from mmlm.hub.classes import Llava as Llava
 from mmlm.hub.classes import LlavaNext as LlavaNext
+from mmlm.hub.classes import LlavaOneVision as LlavaOneVision
+from mmlm.hub.classes import Mistral3 as Mistral3
 from mmlm.hub.classes import PaliGemma as PaliGemma
 from mmlm.hub.classes import PerceptionLM as PerceptionLM
 from mmlm.hub.classes import SmolVLM as SmolVLM

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from mmlm.hub.stock import Match, match, tower_of
+from mmlm.hub.stock import Match, StockClass, match, tower_of
 from mmlm.modeling import MMLMConfig
 
 Verdict = Literal["yes", "no", "untried"]
@@ -31,13 +31,19 @@ def opens_in(config: MMLMConfig) -> list[Opens]:
         return _own_class(found)
     name = found.target.class_name
     rows = [
-        Opens("stock class", "yes", f"saved as {name}"),
+        Opens("stock class", "yes", _saved_as(found.target)),
         Opens(
             "transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"
         ),
         Opens("pipeline", "yes", 'pipeline("image-text-to-text"), without MMLM installed'),
     ]
     return rows + (_llava(config) if name == "LlavaForConditionalGeneration" else _other(name))
+
+
+def _saved_as(target: StockClass) -> str:
+    """Name the class, and what it does otherwise than the model in memory."""
+    beside = f"; {target.caveat}" if target.caveat else ""
+    return f"saved as {target.class_name}{beside}"
 
 
 def _own_class(found: Match) -> list[Opens]:

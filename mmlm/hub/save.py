@@ -26,6 +26,7 @@ from mmlm.hub.parity import assert_same, listen, listen_to_folder, rounded_table
 from mmlm.hub.remote_code import add_code
 from mmlm.hub.stock import COMPOSITION, StockClass, match, refuse
 from mmlm.hub.weights import MANIFEST, hash_weights, write_state
+from mmlm.language.routing import CANNOT_MERGE, is_routed
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
 
@@ -97,6 +98,7 @@ def save_stock(
         tokenizer = with_named_tokens(processor.tokenizer, target.named_tokens(processor))
         target.processor(model.config, processor, tokenizer).save_pretrained(aside)
         generation_config(model, processor).save_pretrained(aside)
+        target.finish(aside)
         heard = listen_to_folder(aside, processor, model.device)
         apart = assert_same(
             listen(model, processor),
@@ -158,6 +160,11 @@ def own_state(model: MMLMForConditionalGeneration) -> dict[str, Tensor]:
     """
     state = model.state_dict()
     adapters = [key for key in state if ".base_layer." in key or "lora_" in key]
+    if adapters and is_routed(model):
+        raise CheckpointError(
+            f"The model cannot be saved as one folder. {CANNOT_MERGE}. Save with `delta=True`, "
+            f"which keeps them beside the base."
+        )
     if adapters:
         raise CheckpointError(
             f"The model carries adapters that are not merged ({adapters[0]} and "

@@ -12,6 +12,7 @@ is asserted on logits by `mmlm.hub.parity` each time a folder is saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -48,6 +49,9 @@ class StockClass(PartConfig):
     parts: ClassVar[str]
     """The composition that it equals, in a line, for `mmlm check` and the docs."""
 
+    caveat: ClassVar[str] = ""
+    """Where the class treats something else than one picture otherwise, in a few words."""
+
     rank: ClassVar[int] = 100
     """Where several classes compute the same, the lowest rank is written: the best known one."""
 
@@ -62,6 +66,9 @@ class StockClass(PartConfig):
     def processor(self, config: MMLMConfig, processor: MMLMProcessor, tokenizer: Any) -> Any:
         """Return the stock processor that gives the same tokens and pixels."""
         raise NotImplementedError
+
+    def finish(self, folder: Path) -> None:
+        """Change a written folder where transformers would not read it as it was written."""
 
     def named_tokens(self, processor: MMLMProcessor) -> dict[str, str]:
         """Return the tokens that the stock processor asks its tokenizer for by name."""

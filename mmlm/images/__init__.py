@@ -17,6 +17,7 @@ from mmlm.images.base import ImagePlan as ImagePlan
 from mmlm.images.base import ImagePolicyConfig as ImagePolicyConfig
 from mmlm.images.base import Tile as Tile
 from mmlm.images.base import image_policies as image_policies
+from mmlm.images.blend import Blend as Blend
 from mmlm.images.crop import CropConfig as CropConfig
 from mmlm.images.decode import ImageSource as ImageSource
 from mmlm.images.decode import open_image as open_image

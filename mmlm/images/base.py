@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from mmlm.config import PartConfig
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, Size
+from mmlm.images.blend import Blend
 from mmlm.images.readers import Readers, all_readers
 from mmlm.registry import Registry
 
@@ -114,7 +115,7 @@ class ImagePolicyConfig(PartConfig):
 
     def arrange(
         self, size: Size, plan: ImagePlan, grids: Sequence[Grid]
-    ) -> NDArray[np.int64] | None:
+    ) -> NDArray[np.int64] | Blend | None:
         """Say in which order the language model reads the tokens of one picture.
 
         Args:
@@ -124,7 +125,8 @@ class ImagePolicyConfig(PartConfig):
 
         Returns:
             One number for each token: the place of a feature in the packed features of the
-            picture, or ``-1 - k`` for mark k. None where the features stay as they are.
+            picture, or ``-1 - k`` for mark k; or a `Blend` of such numbers. None where the
+            features stay as they are.
         """
         return None
 

@@ -6,7 +6,8 @@ Four rules turn the size of the picture into sides that are multiples of the enc
                (Qwen2-VL, arXiv 2409.12191; `smart_resize`)
     fit        as large as the budget allows, small pictures enlarged (NaFlex of SigLIP 2, arXiv
                2502.14786; `Siglip2ImageProcessor`)
-    long_side  the longer side at most `long_side_px`, both rounded up (SOLO, arXiv 2407.06438)
+    long_side  the longer side at most `long_side_px`, both rounded up (SOLO, arXiv 2407.06438;
+               Pixtral, arXiv 2410.07073; `PixtralImageProcessor`)
     squares    a number of squares of the step in the nearest proportions (dynamic S² of NVILA,
                arXiv 2412.04468, for the encoder `scales`)
 
@@ -91,8 +92,8 @@ class NativeConfig(ImagePolicyConfig):
             rows, columns = nearest_ratio(size, Size(step, step), *self.squares)
             scaled = Size(rows * step, columns * step)
         else:
-            scale = min(1.0, self.long_side_px / max(size))
-            cells = [max(1, math.ceil(int(pixels * scale) / step)) for pixels in size]
+            shrink = max(1.0, max(size) / self.long_side_px)
+            cells = [max(1, math.ceil(math.floor(pixels / shrink) / step)) for pixels in size]
             scaled = Size(cells[0] * step, cells[1] * step)
         rows, columns = scaled.height // step, scaled.width // step
         if self.rule != "squares" and rows * columns > self.max_tokens:

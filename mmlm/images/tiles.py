@@ -36,6 +36,7 @@ from mmlm.images.base import (
     whole,
     with_row_ends,
 )
+from mmlm.images.blend import Blend, framed, shrunk
 
 _NEWLINE, _AROUND, _GLOBAL, _FIRST_PLACE = range(4)
 _LARGEST_PX = 4096  # Idefics3 lets no side become longer than this
@@ -72,6 +73,10 @@ class TilesConfig(ImagePolicyConfig):
     row. `unpad`: the same without the rows or columns of padding. `marks`: learnt vectors say
     row and column of each tile. By default `unpad` for `anyres`, `marks` for `longest`."""
 
+    shrink_above: int | None = Field(default=None, ge=1)
+    """Layout `unpad` only: a map of more features than this many tiles have is shrunk to as many,
+    bilinearly. LLaVA-OneVision's `anyres_max_9` is 9."""
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.min_tiles > self.max_tiles:
@@ -84,6 +89,11 @@ class TilesConfig(ImagePolicyConfig):
             raise ValueError(
                 f"layout unpad is for the rule anyres, which pads; {self.rule} does not: use "
                 f"newline"
+            )
+        if self.shrink_above is not None and self._layout != "unpad":
+            raise ValueError(
+                f"shrink_above is for the layout unpad of the rule anyres; here the layout is "
+                f"{self._layout}: leave it out"
             )
         return self
 
@@ -152,7 +162,7 @@ class TilesConfig(ImagePolicyConfig):
 
     def arrange(
         self, size: Size, plan: ImagePlan, grids: Sequence[Grid]
-    ) -> NDArray[np.int64] | None:
+    ) -> NDArray[np.int64] | Blend | None:
         """Order the tokens as `layout` says."""
         layout = self._layout
         if layout == "plain":
@@ -173,6 +183,10 @@ class TilesConfig(ImagePolicyConfig):
         places = stitched(plan, grid, start)
         if layout == "unpad":
             places = _unpadded(places, size)
+        if self.shrink_above is not None:
+            smaller = shrunk(places, self.shrink_above * count, _NEWLINE)
+            if smaller is not None:
+                return framed(smaller, whole_picture if plan.thumbnail else None, first)
         lines = with_row_ends(places, _NEWLINE)
         if not plan.thumbnail:
             return lines

@@ -20,6 +20,7 @@ from mmlm.connectors import ConnectorConfig, connectors
 from mmlm.errors import ConfigError
 from mmlm.features import ClipSize, Grid, Size
 from mmlm.images import (
+    Blend,
     FramesConfig,
     ImagePlan,
     ImagePolicyConfig,
@@ -70,7 +71,7 @@ class TokenCounter:
     def step(self) -> int:
         """Side in pixels of the cell that becomes one token, where tiles have any size."""
         factor = getattr(self.reducer, "factor", 1)
-        factor = factor if isinstance(factor, int) else 1
+        factor = (factor if isinstance(factor, int) else 1) * self.connector.cell
         features = max(1, self.facts.step // self.facts.stride)
         return self.facts.step * (factor // gcd(factor, features))
 
@@ -179,7 +180,9 @@ class TokenCounter:
             return len(self.plan(size).tiles) if self.marks_frames else 1
         return len(self.plan(size).tiles)
 
-    def order(self, size: Size | ClipSize, grids: Sequence[Grid]) -> NDArray[np.int64] | None:
+    def order(
+        self, size: Size | ClipSize, grids: Sequence[Grid]
+    ) -> NDArray[np.int64] | Blend | None:
         """Say in which order the tokens of a picture or clip are read; see `arrange`."""
         if not isinstance(size, ClipSize):
             return self.policy.arrange(size, self.plan(size), grids)
@@ -190,7 +193,7 @@ class TokenCounter:
         first = 0
         for grid in grids:
             places = self.policy.arrange(size.frame, plan, [grid])
-            if places is None:
+            if places is None or isinstance(places, Blend):  # frames are never tiled
                 return None
             pieces.append(np.where(places >= 0, places + first, places))
             first += grid.num_tokens

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import AlignmentError
 from mmlm.features import ClipSize, Grid, Size, VisionFeatures
+from mmlm.images import Blend
 from mmlm.modeling.config import TokenCounter
 from mmlm.vision import VisionEncoder, in_order, rolling
 
@@ -111,6 +112,7 @@ def arrange(
     """
     offsets = features.offsets
     order: list[Tensor] = []
+    shares: list[Tensor | None] = []
     first = 0
     for size in sizes:
         last = first + counter.num_items(size)
@@ -118,9 +120,10 @@ def arrange(
         if places is None:
             order.append(torch.arange(offsets[first], offsets[last]))
         else:
-            picked = torch.from_numpy(places)
+            picked = torch.from_numpy(places.places if isinstance(places, Blend) else places)
             marked = features.values.shape[0] - 1 - picked
             order.append(torch.where(picked >= 0, picked + offsets[first], marked))
+        shares.append(torch.from_numpy(places.weights) if isinstance(places, Blend) else None)
         first = last
     if first != len(features.grids):
         raise AlignmentError(
@@ -128,8 +131,14 @@ def arrange(
             f"tiles came. Pass `pixel_values` and `image_sizes` of the same pictures."
         )
     table = torch.cat([features.values, marks.weight.to(features.values)])
-    values = table[torch.cat(order).to(table.device)]
-    return VisionFeatures(values, tuple(Grid(1, 1, len(places)) for places in order))
+    grids = tuple(Grid(1, 1, len(places)) for places in order)
+    if all(share is None for share in shares):
+        return VisionFeatures(table[torch.cat(order).to(table.device)], grids)
+    pieces: list[Tensor] = []
+    for places, share in zip(order, shares, strict=True):
+        picked = table[places.to(table.device)]
+        pieces.append(picked if share is None else (picked * share.to(picked)[..., None]).sum(1))
+    return VisionFeatures(torch.cat(pieces), grids)
 
 
 def split_by_picture(

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from mmlm.errors import ConfigError
 from mmlm.features import Size, VisionFeatures
 from mmlm.storage.parts import locate
-from mmlm.vision import hf_facts, naflex
+from mmlm.vision import hf_facts, naflex, qwen_vit
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders, pack_tokens
 from mmlm.vision.channels import for_channels, with_channels
 from mmlm.vision.positions import resize_positions
@@ -76,6 +76,8 @@ class HFVisionConfig(VisionConfig):
             tower = with_channels(tower, self.channels or 3)
         if tower.config.model_type in naflex.MODEL_TYPES:
             return self._naflex(tower)
+        if tower.config.model_type in qwen_vit.MODEL_TYPES:
+            return self._qwen(tower)
         native = hf_facts.side_of(tower.config)
         side = native if self.side_px is None else Size(self.side_px, self.side_px)
         if side is None:
@@ -88,6 +90,17 @@ class HFVisionConfig(VisionConfig):
         shape = (1, facts.channels, *facts.side)
         run_shapes(tower, _features_of(self.layer, self.layers), shape)  # refuses unknown layers
         return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
+
+    def _qwen(self, tower: PreTrainedModel) -> VisionEncoder:
+        """Return the encoder of a tower that merges squares of patches itself."""
+        if self.layer != "last" or self.layers:
+            raise ConfigError(
+                f"{self._name} is a {tower.config.model_type}, whose only features are those that "
+                f"it has merged. Write `layer: last` under vision, and no `layers`."
+            )
+        config: Any = tower.config
+        pixels = self._pixel_facts(config.model_type, int(config.in_channels))
+        return qwen_vit.QwenVitEncoder(tower, qwen_vit.facts_of(config, self.side_px, pixels))
 
     def _naflex(self, tower: PreTrainedModel) -> VisionEncoder:
         """Wrap a tower that takes patches of pictures of any proportions."""
@@ -128,6 +141,8 @@ class HFVisionConfig(VisionConfig):
         tower = hf_facts.new_tower(config)
         if config.model_type in naflex.MODEL_TYPES:
             return naflex.NaflexEncoder(tower, facts, layer=self.layer, layers=self.layers)
+        if config.model_type in qwen_vit.MODEL_TYPES:
+            return qwen_vit.QwenVitEncoder(tower, facts)
         return HFVisionEncoder(tower, facts, layer=self.layer, layers=self.layers)
 
     @property

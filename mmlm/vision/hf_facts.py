@@ -40,6 +40,9 @@ OF_CLIPS = ("videomae", "vivit", "xclip_vision_model", "timesformer")
 PREFIX_OF = {"dinov3_convnext": 1, "pvt": 1}
 """Tokens before the places of a map, for towers that are no ViT and put some there."""
 
+OF_PATCHES = ("qwen2_5_vl_vision",)
+"""Towers that take the patches of all pictures in one row; `mmlm.vision.qwen_vit` runs them."""
+
 PROCESSOR_OF = {
     "clip_vision_model": "clip",
     "siglip_vision_model": "siglip",
@@ -49,8 +52,12 @@ PROCESSOR_OF = {
     "aimv2_vision_model": "clip",
     "tipsv2_vision_model": "siglip",
     "siglip2_vision_model": "siglip2",
+    "qwen2_5_vl_vision": "qwen2_5_vl",
 }
 """Whose image processor to ask for mean and deviation, where a folder has none of its own."""
+
+KEYS_OF = {"qwen2_5_vl_vision": {r"^(model\.)?visual\.": ""}}
+"""Where the weights of a tower stand in a joint checkpoint, where transformers does not know."""
 
 _OF_PIXELS = ("num_channels", "image_size", "in_channels", "patch_size")
 _OF_JOINT_MODELS = (
@@ -102,8 +109,9 @@ def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> 
     try:
         with _quiet():  # that a text tower beside it is left out is meant
             tower, report = tower_class.from_pretrained(
-                checkpoint, revision=revision, config=config, dtype=dtype, output_loading_info=True
-            )
+                checkpoint, revision=revision, config=config, dtype=dtype,
+                output_loading_info=True, key_mapping=KEYS_OF.get(config.model_type),
+            )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"vision.checkpoint {checkpoint!r} cannot be loaded: {error}") from None
     missing = sorted(report["missing_keys"])
@@ -126,7 +134,7 @@ def vision_part_of(config: PretrainedConfig, name: str) -> PretrainedConfig:
     found = inner if isinstance(inner, PretrainedConfig) else config
     if reason := UNFIT.get(found.model_type):
         raise ConfigError(f"The {found.model_type} of {name} {reason}.")
-    if not _takes_pixels(class_of(found)):
+    if found.model_type not in OF_PATCHES and not _takes_pixels(class_of(found)):
         raise ConfigError(
             f"{name} is a {found.model_type}, which is no image encoder: its model takes "
             f"{getattr(class_of(found), 'main_input_name', 'no pixels')!r}. Name a CLIP, SigLIP, "

@@ -128,6 +128,56 @@ def test_pixel_shuffle_and_linear_are_idefics3s_connector():
     close(ours(reducer(given)).values, theirs(given.values.reshape(3, 36, -1)), atol=0)
 
 
+def test_the_blocks_of_ldp_are_torchvisions_inverted_residuals():
+    pytest.importorskip("torchvision")
+    from functools import partial
+
+    from timm.layers import LayerNormAct2d
+    from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig
+    from torchvision.ops.misc import SqueezeExcitation
+
+    norm = partial(LayerNormAct2d, act_layer=None)
+    gate = partial(SqueezeExcitation, scale_activation=nn.Hardsigmoid)
+    ours = disturb(build(use="ldp"))
+    names = (
+        ("depth", "0.0"), ("depth_norm", "0.1"), ("squeeze", "1.fc1"), ("excite", "1.fc2"),
+        ("point", "2.0"), ("point_norm", "2.1"),
+    )  # fmt: skip
+    for block, stride in ((ours.stay, 1), (ours.halve, 2)):
+        words = (TEXT_WIDTH, 3, TEXT_WIDTH, TEXT_WIDTH, True, "HS", stride, 1, 1)
+        theirs = InvertedResidual(InvertedResidualConfig(*words), norm, gate).eval()
+        state = {
+            f"block.{other}.{kind}": block.state_dict()[f"{mine}.{kind}"]
+            for mine, other in names
+            for kind in ("weight", "bias")
+            if f"{mine}.{kind}" in block.state_dict()
+        }
+        theirs.load_state_dict(state)
+        for rows, columns in ((6, 6), (5, 7)):
+            maps = torch.randn(2, TEXT_WIDTH, rows, columns)
+            close(block(maps), theirs(maps))
+
+
+def test_patch_merger_is_mistral3s_projector():
+    from transformers import LlamaConfig, Mistral3Config
+    from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalProjector
+
+    text = LlamaConfig(hidden_size=TEXT_WIDTH, num_attention_heads=4, rms_norm_eps=1e-4)
+    vision = {"model_type": "pixtral", "hidden_size": VISION_WIDTH, "patch_size": 8}
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    theirs = disturb(Mistral3MultiModalProjector(config))
+    ours = build(use="patch_merger", eps=1e-4)
+    pairs = [("norm", "norm"), ("merge", "patch_merger.merging_layer")]
+    copy(ours, theirs, [*pairs, ("layers.0", "linear_1"), ("layers.2", "linear_2")])
+    with torch.no_grad():  # theirs has the channel before the place
+        turned = ours.merge.weight.unflatten(1, (VISION_WIDTH, 4)).transpose(1, 2)
+        ours.merge.weight.copy_(turned.flatten(1))
+    grids = (Grid(1, 4, 6), Grid(1, 2, 8))
+    given = features(grids)
+    sizes = torch.tensor([[8 * grid.rows, 8 * grid.columns] for grid in grids])
+    close(ours(given).values, theirs(given.values, sizes))
+
+
 def test_perceiver_is_idefics2s_connector():
     from transformers import Idefics2Config
     from transformers.models.idefics2.modeling_idefics2 import Idefics2Connector

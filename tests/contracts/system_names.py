@@ -30,6 +30,11 @@ MODELS = """
     VideoLLaMA3; VISTA; VL-GPT; VLMo; VLMT; Fuyu
 """
 
+CONNECTORS = """
+    Arcana; BridgeTower; COMM; DPT; EEVG; eP-ALM; FIBER; Florence-VL; LG-QFormer; Libra; LiMBeR;
+    LM4Visual; MouSi; MoVA; PMA-Net; TransVG++; Unimodal-to-Multimodal projectors; X-Former; XBT
+"""
+
 OTHERS = """
     PLLaVA; MouSi; COMM; Eventful Transformers; SimVLG
 """

@@ -43,6 +43,7 @@ TINY = {
         {"tokens": 5, "heads": 2, "tail_drop": 0.9},
         {"tokens": 5, "heads": 2, "tail_drop": 0.0},
     ],
+    "patch_merger": [{}, {"factor": 3, "bias": True, "eps": 1e-3}],
     "perceiver": [
         {"tokens": 3, "depth": 2, "heads": 4, "head_width": 6, "key_heads": 2},
         {"tokens": 3, "depth": 1, "heads": 2, "head_width": 8, "key_heads": 2, "init": "mimetic"},

@@ -36,11 +36,55 @@ NAFLEX = {
     "num_patches": 16,
 }
 
+PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "patch_size": 8,
+    "image_size": 64,
+}
+
+QWEN_VIT = {
+    "model_type": "qwen2_5_vl_vision",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 8,
+    "window_size": 32,
+    "fullatt_block_indexes": [1],
+    "out_hidden_size": 24,
+}
+
 EXAMPLES = {
     "llava": {"vision": "clip"},
     "llava_next": {
         "vision": "clip",
         "image": {"use": "tiles", "rule": "anyres", "grids": [[1, 2], [2, 1]]},
+    },
+    "llava_onevision": {
+        "vision": "siglip",
+        "image": {
+            "use": "tiles",
+            "rule": "anyres",
+            "grids": [[1, 2], [2, 1], [2, 2]],
+            "shrink_above": 1,
+        },
+        "language": "qwen2",
+    },
+    "mistral3": {
+        "eye": {"use": "hf", "config": PIXTRAL, "layer": "last"},
+        "image": {"use": "native", "rule": "long_side", "long_side_px": 48, "max_tokens": 9},
+        "connector": {"use": "patch_merger", "eps": 1e-6},
+    },
+    "hyperclovax_vision": {
+        "eye": {"use": "hf", "config": QWEN_VIT, "layer": "last"},
+        "image": {"use": "native", "min_tokens": 2, "max_tokens": 12},
+        "connector": {"use": "linear"},
+        "language": "qwen2",
     },
     "fast_vlm": {"eye": {**TIMM, "checkpoint": "test_efficientnet", "side_px": 64}},
     "perception_lm": {"eye": {**TIMM, "checkpoint": "test_vit", "side_px": 64}},

@@ -16,7 +16,7 @@ from mmlm.messages import Clip
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.recipes import list_recipes
 from tests import tiny
-from tests.contracts.system_names import ENCODERS, MODELS, OTHERS, WORK, names
+from tests.contracts.system_names import CONNECTORS, ENCODERS, MODELS, OTHERS, WORK, names
 
 ROOT = Path(__file__).parents[2]
 ROWS = read_yaml(ROOT / "docs" / "systems.yaml")
@@ -132,9 +132,9 @@ WORKING = [
 ]
 
 
-def test_every_encoder_and_every_model_has_a_row():
+def test_every_encoder_model_and_connector_has_a_row():
     found = {row["system"]: row["class"] for row in ROWS}
-    kinds = {"E": ENCODERS, "M": MODELS}
+    kinds = {"E": ENCODERS, "M": MODELS, "C": CONNECTORS}
     for kind, text in kinds.items():
         missing = {name for name in names(text) if found.get(name) != kind}
         assert not missing, f"{kind}: {sorted(missing)}"

@@ -165,6 +165,50 @@ def test_why_not_needs_no_weights_and_names_the_nearest_class(tmp_path):
     ]
 
 
+def test_what_a_stock_class_does_otherwise_with_several_pictures_is_said(tmp_path):
+    tiles = {"use": "tiles", "rule": "anyres", "shrink_above": 9}
+    config = compose_tiny(tmp_path, "siglip", image=tiles).model.config
+    said = {row.tool: row.reason for row in hub.opens_in(config)}
+    assert said["stock class"] == (
+        "saved as LlavaOnevisionForConditionalGeneration; of several pictures in one conversation, "
+        "the stock class shows each as a single tile"
+    )
+
+
+def test_an_internvl_has_no_other_tower_than_its_own(tmp_path):
+    """The class would rebuild any other tower as its own, with random weights, when it is read."""
+    words = {"reducer": {"use": "pixel_shuffle"}, "connector": {"use": "norm_mlp"}}
+    eye = {"use": "hf", "checkpoint": str(save_vision(tmp_path / "clip", "clip")), "layer": "last"}
+    config = compose_tiny(tmp_path, eye=eye, **words).model.config
+    assert any("InternViT" in reason for reason in hub.InternVL().why_not(config))
+    assert getattr(hub.match(config).target, "use", None) != "internvl"
+
+
+@pytest.mark.parametrize("target", [hub.Idefics3, hub.AyaVision, hub.Cohere2Vision, hub.InternVL])
+def test_an_odd_grid_is_no_stock_class_that_stacks_neighbours(tmp_path, target):
+    """They do not fill it: the reshape fails there."""
+    eye = {"use": "hf", "checkpoint": str(save_vision(tmp_path / "eye", "siglip"))}
+    shuffle = {"use": "pixel_shuffle", "factor": 2, "pad": True}
+    made = compose_tiny(tmp_path, eye=eye | {"layer": "last", "side_px": 24}, reducer=shuffle)
+    said = target().why_not(made.model.config)
+    assert any("grid of 3 x 3 is filled with zeros" in reason for reason in said), said
+
+
+def test_mistral3_needs_the_eps_of_the_language_model(tmp_path):
+    tower = {
+        "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "patch_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8, "image_size": 64,
+    }  # fmt: skip
+    native = {"use": "native", "rule": "long_side", "long_side_px": 64, "max_tokens": 4}
+    merger = {"use": "patch_merger", "eps": 1e-3}
+    eye = {"use": "hf", "config": tower, "layer": "last"}
+    config = compose_tiny(tmp_path, eye=eye, image=native, connector=merger).model.config
+    reasons = hub.Mistral3().why_not(config)
+    assert len(reasons) == 2
+    assert "max_tokens 4 cuts below the 16" in reasons[0]
+    assert "connector.eps is 0.001" in reasons[1]
+
+
 def test_bfloat16_weights_are_written_as_they_are_and_stay_the_same_tensors(tmp_path):
     assistant = compose_tiny(tmp_path)
     model = assistant.model.cast(torch.bfloat16)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional
 
 from mmlm.errors import ConfigError
 from mmlm.features import Grid, Size
@@ -28,6 +31,42 @@ def ours(policy, image: Image.Image, side: int, theirs, step: int = 1) -> torch.
     resample = {1: "lanczos", 2: "bilinear", 3: "bicubic"}[int(theirs.resample)]
     tiles = cut_each(image, plan.tiles, resample=resample, fill=(0, 0, 0))
     return normalise(torch.stack(tiles), theirs.image_mean, theirs.image_std)
+
+
+class TestLlavaOneVision:
+    """`shrink_above` is the `anyres_max_N` of LLaVA-OneVision."""
+
+    @settings(max_examples=200, deadline=None)
+    @given(size=ANY, rows=st.sampled_from([3, 4, 27]), most=st.integers(1, 5))
+    def test_its_map_is_interpolated_as_the_stock_model_does(self, size, rows, most):
+        from transformers.models.llava_onevision.modeling_llava_onevision import unpad_image
+
+        policy = TilesConfig(rule="anyres", grids=PINPOINTS, shrink_above=most)
+        side, size, grid = 32, Size(*size), Grid(1, rows, rows)
+        plan = policy.plan(size, Size(side, side))
+        order = policy.arrange(size, plan, [grid] * len(plan.tiles))
+        count = rows * rows
+        table = torch.rand(count * len(plan.tiles) + 1, 2, dtype=torch.float64)
+        tiles = table[count:-1].view(plan.rows, plan.columns, rows, rows, 2)
+        shown = tiles.permute(4, 0, 2, 1, 3).reshape(2, plan.rows * rows, plan.columns * rows)
+        shown = unpad_image(shown, list(size))
+        if shown.numel() == 0:  # thinner than a feature: the stock model keeps nothing of it
+            return
+        ratio = math.sqrt(shown[0].numel() / (most * count))
+        if ratio <= 1.1:
+            assert isinstance(order, np.ndarray)
+            return
+        smaller = [int(length // ratio) for length in shown.shape[1:]]
+        shown = functional.interpolate(shown[None], smaller, mode="bilinear")[0]
+        lines = torch.cat([shown, table[-1][:, None, None].expand(2, smaller[0], 1)], dim=2)
+        wanted = torch.cat([table[:count], lines.flatten(1).T])
+        weights = torch.from_numpy(order.weights)[..., None]
+        got = (table[torch.from_numpy(order.places)] * weights).sum(1)  # -1 is the last row
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+    def test_it_is_for_maps_without_padding(self):
+        with pytest.raises(ConfigError, match="shrink_above is for the layout unpad"):
+            TilesConfig.from_dict({"rule": "ratio", "shrink_above": 9})
 
 
 class TestLlavaNext:
@@ -233,6 +272,20 @@ class TestNative:
         }  # fmt: skip
         for size, wanted in sizes.items():
             assert policy.plan(Size(*size), Size(224, 224), 32).tiles[0].size == wanted
+
+    @settings(max_examples=300, deadline=None)
+    @given(size=ANY, longest=st.integers(1, 1600), step=st.sampled_from([8, 14, 28, 32]))
+    def test_long_side_is_pixtrals(self, size, longest, step):
+        from transformers.models.pixtral.image_processing_pixtral import (
+            get_resize_output_image_size,
+        )
+
+        policy = NativeConfig(rule="long_side", long_side_px=longest, max_tokens=10**6)
+        tile = policy.plan(Size(*size), Size(224, 224), step).tiles[0]
+        pixels = np.broadcast_to(np.uint8(0), (*size, 3))
+        wanted = get_resize_output_image_size(pixels, longest, step, "channels_last")
+        # A strip thinner than one pixel has no tokens there.
+        assert tile.size == tuple(max(step, length) for length in wanted)
 
     def test_framed_rows_are_solos(self):
         policy, size = NativeConfig(layout="framed"), Size(32, 48)

@@ -47,7 +47,6 @@ UNFIT: dict[str, str] = {
             "minicpmv4_7_vision",
             "muse_glimmer_vision",
             "muse_spark_vision",
-            "qwen2_5_vl_vision",
             "qwen3_5_moe_vision",
             "qwen3_5_vision",
             "qwen3_vl_moe_vision",
@@ -60,6 +59,7 @@ UNFIT: dict[str, str] = {
         f"hf:{name}": _CLIPS
         for name in ("timesformer", "videomae", "videoprism_vision_model", "vivit", "vjepa2")
     },
+    "hf:qwen2_5_vl_vision": "has one output, for `layer: last` alone: see test_qwen_vit.py",
     "hf:vit_mae": "hides most patches and shuffles the others",
     "hf:efficientnet": "untrained, its many normed layers let nothing of the picture through",
     "hf:depth_pro": "cuts one picture of 1536 pixels into 35 by itself, to tell depth",

@@ -11,10 +11,13 @@ from mmlm.hub.classes.gated import AyaVision as AyaVision
 from mmlm.hub.classes.gated import Cohere2Vision as Cohere2Vision
 from mmlm.hub.classes.gemma import Gemma3 as Gemma3
 from mmlm.hub.classes.gemma import PaliGemma as PaliGemma
+from mmlm.hub.classes.hyperclovax import HyperCLOVAXVision as HyperCLOVAXVision
 from mmlm.hub.classes.idefics3 import Idefics3 as Idefics3
 from mmlm.hub.classes.idefics3 import SmolVLM as SmolVLM
 from mmlm.hub.classes.internvl import InternVL as InternVL
 from mmlm.hub.classes.lfm2_vl import Lfm2VL as Lfm2VL
 from mmlm.hub.classes.llava import Llava as Llava
 from mmlm.hub.classes.llava_next import LlavaNext as LlavaNext
+from mmlm.hub.classes.llava_onevision import LlavaOneVision as LlavaOneVision
+from mmlm.hub.classes.mistral3 import Mistral3 as Mistral3
 from mmlm.hub.classes.perception_lm import PerceptionLM as PerceptionLM

@@ -51,7 +51,7 @@ class Lfm2VL(Projected):
 
     def why_not(self, config: MMLMConfig) -> list[str]:
         """Return the conditions that this composition does not meet."""
-        reasons = common_reasons(config) + _image_reasons(config)
+        reasons = common_reasons(config) + native_reasons(config, "LFM2-VL")
         tower = config.vision_config
         if tower is None or tower.model_type != "siglip2_vision_model":
             reasons.append("the encoder is not SigLIP 2 of flexible resolution (NaFlex)")
@@ -171,12 +171,12 @@ class Lfm2VL(Projected):
         )
 
 
-def _image_reasons(config: MMLMConfig) -> list[str]:
-    """Return why LFM2-VL's processor does not give the pixels of this policy."""
+def native_reasons(config: MMLMConfig, name: str) -> list[str]:
+    """Return why a processor that keeps proportions does not give the pixels of this policy."""
     policy = config.image_policy
     if not isinstance(policy, NativeConfig):
         return [
-            f"image policy {policy.use!r} (LFM2-VL keeps proportions: "
+            f"image policy {policy.use!r} ({name} keeps proportions: "
             f"`{{use: native, rule: smart}}`)"
         ]
     reasons: list[str] = []

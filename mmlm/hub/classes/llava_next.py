@@ -53,7 +53,8 @@ class LlavaNext(Projected):
 
     def why_not(self, config: MMLMConfig) -> list[str]:
         """Return the conditions that this composition does not meet."""
-        reasons = common_reasons(config) + _image_reasons(config) + grid_reasons(config)
+        reasons = common_reasons(config) + tile_policy_reasons(config) + grid_reasons(config)
+        reasons += self._shrink_reasons(config)
         if config.reducer is not None:
             reasons.append(f"reducer {config.reducer['use']!r} (LLaVA-NeXT has none)")
         if config.facts.kept_prefix:
@@ -63,6 +64,12 @@ class LlavaNext(Projected):
         if size is not None and (size, size) != config.facts.side:
             reasons.append(f"the encoder does not run at its own size of {size} px")
         return reasons + projector_reasons(config, linear=True)
+
+    def _shrink_reasons(self, config: MMLMConfig) -> list[str]:
+        """Return why the class would leave another map of tiles."""
+        if getattr(config.image_policy, "shrink_above", None) is None:
+            return []
+        return ["image.shrink_above is set (LLaVA-NeXT never shrinks its map of tiles)"]
 
     def stock_config(self, config: MMLMConfig) -> PretrainedConfig:
         """Return a `LlavaNextConfig`."""
@@ -75,7 +82,7 @@ class LlavaNext(Projected):
             text_config=text_of(config),
             image_token_index=config.image_token_id,
             image_seq_length=config.facts.grid[0] * config.facts.grid[1],
-            image_grid_pinpoints=_pinpoints(config),
+            image_grid_pinpoints=pinpoints(config),
             projector_hidden_act=activation_of(config),
             multimodal_projector_bias=bias_of(config),
             vision_feature_layer=layer,
@@ -92,7 +99,7 @@ class LlavaNext(Projected):
         pixels = LlavaNextImageProcessor(
             size={"height": side, "width": side},
             crop_size={"height": side, "width": side},
-            image_grid_pinpoints=_pinpoints(config),
+            image_grid_pinpoints=pinpoints(config),
             resample=RESAMPLE[facts.resample],
             image_mean=list(facts.mean),
             image_std=list(facts.std),
@@ -152,7 +159,7 @@ class LlavaNext(Projected):
         )
 
 
-def _image_reasons(config: MMLMConfig) -> list[str]:
+def tile_policy_reasons(config: MMLMConfig) -> list[str]:
     """Return why LLaVA-NeXT's processor does not give the pixels of this policy."""
     policy, facts = config.image_policy, config.facts
     if not isinstance(policy, TilesConfig) or policy.rule != "anyres":
@@ -167,7 +174,7 @@ def _image_reasons(config: MMLMConfig) -> list[str]:
     return reasons
 
 
-def _pinpoints(config: MMLMConfig) -> list[list[int]]:
+def pinpoints(config: MMLMConfig) -> list[list[int]]:
     """Return the sizes of the canvases, in pixels."""
     policy, side = config.image_policy, config.facts.side[0]
     assert isinstance(policy, TilesConfig)  # `why_not` has seen to it

@@ -24,6 +24,14 @@ from mmlm.processing import MMLMProcessor
 from mmlm.reducers import PixelShuffleConfig
 
 PROJECTOR = "model.multi_modal_projector."
+_PLAIN = (
+    "LlavaProcessor",
+    "LlavaNextProcessor",
+    "LlavaOnevisionProcessor",
+    "PerceptionLMProcessor",
+    "PixtralProcessor",
+    "HyperCLOVAXVisionV2Processor",
+)
 _OLDER = (
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -110,7 +118,7 @@ def need_plain_processor(processor: dict[str, Any], class_name: str, *, origin: 
         CheckpointError: naming the processor.
     """
     name = processor.get("processor_class")
-    if name not in ("LlavaProcessor", "LlavaNextProcessor", "PerceptionLMProcessor"):
+    if name not in _PLAIN:
         raise CheckpointError(
             f"{origin}/processor_config.json: the {class_name} in this folder is read by a "
             f"{name}, which writes its own marks around image tokens; MMLM reads the class with a "
