@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from mmlm.assistant import load
@@ -142,6 +143,49 @@ def test_mobilevlm_v2(tmp_path):
     same(assistant, folder)
 
 
+def test_mobilevlm_v1(tmp_path):
+    assistant = compose(tmp_path, image={"use": "letterbox"}, connector={"use": "ldp"})
+    with torch.no_grad():
+        for name, weight in assistant.model.model.connector.named_parameters():
+            weight.add_(0.1) if "norm" in name else None
+    projector, pairs = "model.mm_projector.", []
+    for place, block in enumerate(("stay", "halve"), 1):
+        for ours, theirs in (
+            ("depth", "0.0"), ("depth_norm", "0.1"), ("squeeze", "1.fc1"),
+            ("excite", "1.fc2"), ("point", "2.0"), ("point_norm", "2.1"),
+        ):  # fmt: skip
+            there = f"{projector}mb_block.{place}.block.{theirs}."
+            pairs.append((f"model.connector.{block}.{ours}.", there))
+    pairs += [(f"model.connector.mlp.{i}.", f"{projector}mlp.{i + 1}.") for i in (0, 2)]
+    values = llava_values(assistant, tmp_path, model_type="mobilevlm", mm_projector_type="ldpnet")
+    state = renamed(assistant, [*pairs, *LLAVA])
+    same(assistant, write(tmp_path / "theirs", assistant, values, state))
+
+
+def test_llava_onevision_with_a_cut_siglip_and_a_shrunk_map(tmp_path):
+    """The tower's last block is not in the file, and a large map is shrunk to two tiles."""
+    grids = [[1, 1], [2, 1], [1, 2], [2, 2]]
+    tiles = {"use": "tiles", "rule": "anyres", "grids": grids, "layout": "unpad", "shrink_above": 2}
+    eye = {"layer": -2}
+    assistant = compose(tmp_path, "siglip", image=tiles, connector=MLP, language="qwen2", eye=eye)
+    last = "model.vision.tower.encoder.layers.2."
+    state = renamed(assistant, LLAVA, (last, "model.vision.tower.head."))
+    state["model.image_newline"] = state["model.image_newline"][0]
+    values = llava_values(assistant, tmp_path, model_type="llava_qwen") | {
+        "mm_vision_tower": str(tmp_path / "siglip"),
+        "image_aspect_ratio": "anyres_max_2",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": "(1x1),(1x2),(2x1),(2x2)",
+        "tie_word_embeddings": True,
+    }
+    folder = write(tmp_path / "theirs", assistant, values, state)
+    same(assistant, folder)
+    # The range begins with one tile; the order of width and height is theirs.
+    config = load(folder, device="cpu").model.config
+    assert config.image["grids"] == [[1, 1], [2, 1], [1, 2], [2, 2]]
+    assert config.vision_config.num_hidden_layers == 2
+
+
 def test_tinyllava_factory(tmp_path):
     assistant = compose(tmp_path, "siglip", connector=MLP)
     pairs = [
@@ -211,8 +255,24 @@ def test_nanovlm(tmp_path):
     assert "as words" in load(folder, device="cpu").model.config.sources["notes"][0]
 
 
-def test_prismatic(tmp_path):
-    assistant = compose(tmp_path, image={"use": "letterbox"}, connector=MLP)
+FUSED = {"use": "norm_mlp", "norms": 0, "hidden_widths": [256, 32]}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["one encoder", "fused pair"])
+def test_prismatic(tmp_path, fused):
+    letterbox = {"image": {"use": "letterbox"}}
+    if fused:
+        names = [str(save_vision(tmp_path / kind, kind))
+                 for kind in ("dinov2_with_registers", "siglip")]  # fmt: skip
+        eyes = [{"use": "hf", "checkpoint": name, "layer": -2, "side_px": 32} for name in names]
+        pair = {"use": "mixture", "fuse": "channels", "encoders": eyes}
+        assistant = compose_tiny(tmp_path, eye=pair, connector=FUSED, **letterbox)
+        said = {"vision_backbone_id": "dinosiglip-vit-so-384px", "image_size": 32}
+        said |= {"arch_specifier": "no-align+fused-gelu-mlp", "vision_checkpoints": names}
+    else:
+        assistant = compose(tmp_path, connector=MLP, **letterbox)
+        said = {"vision_backbone_id": "clip-vit-l-336px", "arch_specifier": "no-align+gelu-mlp"}
+        said |= {"vision_checkpoint": str(tmp_path / "clip")}
     pairs = [
         ("model.connector.layers.", "projector.projector."),
         ("model.language.", "llm_backbone.llm.model."),
@@ -221,11 +281,9 @@ def test_prismatic(tmp_path):
     state = renamed(assistant, pairs, ("model.vision.",))
     values = {
         "model": {
-            "vision_backbone_id": "clip-vit-l-336px",
+            **said,
             "llm_backbone_id": "vicuna-v15-7b",
-            "arch_specifier": "no-align+gelu-mlp",
             "image_resize_strategy": "letterbox",
-            "vision_checkpoint": str(tmp_path / "clip"),
             "llm_checkpoint": str(tmp_path / "llama"),
             "llm_vocab_size": assistant.model.config.text_config.vocab_size,
         }
@@ -253,7 +311,7 @@ def test_what_has_no_place_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"mm_projector_type": "ldpnet"}, "ldpnet"),
+        ({"mm_projector_type": "ldpnet_x"}, "ldpnet_x"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end"),
         ({"model_type": "llava_mpt"}, "llava_mpt"),
     ],
@@ -279,3 +337,28 @@ def test_a_pickle_that_runs_code_is_never_opened(tmp_path):
     with pytest.raises(CheckpointError, match="is refused"):
         load(folder, device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+PUBLISHED = {
+    "lusxvr/nanoVLM-222M": "nanoVLM",
+    "mtgv/MobileVLM_V2-1.7B": "MobileVLM V2",
+    "mtgv/MobileVLM-1.7B": "MobileVLM V1",
+    "tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B": "TinyLLaVA",
+    "BAAI/Bunny-v1_0-2B-zh": "Bunny",
+    "liuhaotian/llava-v1.5-7b": "LLaVA-1.5",
+    "liuhaotian/llava-v1.6-vicuna-7b": "LLaVA-1.6",
+    "lmms-lab/llava-onevision-qwen2-0.5b-ov": "LLaVA-OneVision",
+}
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED, ids=PUBLISHED.values())
+def test_a_published_checkpoint_names_a_colour(name, tmp_path):
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
+    folder = snapshot_download(name, local_dir=tmp_path / "theirs", allow_patterns=wanted)
+    red = Image.new("RGB", (336, 336), (220, 20, 20))
+    asked = "What colour is this picture? Answer with one word."
+    assert "red" in load(folder, device="cpu").answer(asked, [red], max_new_tokens=8).lower()

@@ -11,7 +11,7 @@ from mmlm.cli.hub import _CLASSES
 from mmlm.errors import CheckpointError
 from mmlm.hub import remote_code
 from tests.hub.stranger import as_a_stranger
-from tests.tiny import compose_tiny, picture
+from tests.tiny import compose_tiny, picture, save_vision
 
 
 def ask(assistant):
@@ -20,12 +20,27 @@ def ask(assistant):
 
 @pytest.mark.slow
 def test_a_stranger_opens_what_no_stock_class_holds(tmp_path):
-    assistant = compose_tiny(tmp_path, connector={"use": "perceiver", "tokens": 3, "depth": 1})
-    hub.save_mmlm(assistant.model, assistant.processor, tmp_path / "model", with_code=True)
-    ((name, processor, answer, piped),) = as_a_stranger([tmp_path / "model"], tmp_path, trust=True)
-    assert (name, processor) == ("MMLMForConditionalGeneration", "MMLMProcessor")
-    assert answer == piped
-    assert answer.strip() == ask(assistant)
+    """One connector of each form: before the language model, and inside its layers."""
+    perceiver = {"use": "perceiver", "tokens": 3, "depth": 1}
+    made = {
+        "perceiver": compose_tiny(tmp_path / "a", connector=perceiver),
+        "deepstack": compose_tiny(
+            tmp_path / "b",
+            connector={"use": "deepstack", "layers": 2, "depth": 1},
+            eye={
+                "use": "hf", "layer": -2, "layers": [1, 2],
+                "checkpoint": str(save_vision(tmp_path / "eye", "clip")),
+            },
+        ),
+    }  # fmt: skip
+    for name, assistant in made.items():
+        folder = tmp_path / "saved" / name
+        hub.save_mmlm(assistant.model, assistant.processor, folder, with_code=True)
+    heard = as_a_stranger([tmp_path / "saved" / name for name in made], tmp_path, trust=True)
+    for assistant, (name, processor, answer, piped) in zip(made.values(), heard, strict=True):
+        assert (name, processor) == ("MMLMForConditionalGeneration", "MMLMProcessor")
+        assert answer == piped
+        assert answer.strip() == ask(assistant)
 
 
 def test_the_code_is_what_model_and_processor_need_and_no_more():

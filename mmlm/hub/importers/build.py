@@ -90,6 +90,8 @@ def _renamed(foreign: Foreign, state: dict[str, Tensor], origin: str) -> dict[st
 
 def _words(vision: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the encoder's words with a name instead of a whole config."""
+    if "config" not in vision:
+        return vision
     words = {key: value for key, value in vision.items() if key != "config"}
     return {"checkpoint": folder.name, **words}
 

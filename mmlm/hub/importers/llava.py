@@ -1,11 +1,12 @@
-"""The original LLaVA-1.5 and 1.6, Bunny, and MobileVLM V2: a language model with a projector in it.
+"""The original LLaVA (1.5, 1.6, NeXT, OneVision), Bunny and MobileVLM: a projector inside a LLM.
 
     model.layers.…  lm_head.…                     as in the language model's own class
     model.mm_projector.0.…  .2.…                  the projector
     model.vision_tower.vision_tower.vision_model. the tower, where it was trained
-    model.image_newline                           LLaVA-1.6
+    model.image_newline                           LLaVA-1.6 and later
 
-The tower is often not in the folder, but named by `mm_vision_tower`.
+The tower is often not in the folder, but named by `mm_vision_tower`. Where a SigLIP is, its last
+block has been cut off, and what the block before it gives is the feature.
 """
 
 from __future__ import annotations
@@ -45,7 +46,18 @@ _TEXT = {
     "tiny_llava_stablelm": "stablelm",
     "llava": "llama",
 }
+# The first place of both lists in MobileVLM V1's projector is a layer that does nothing.
+_LDP = (
+    ("depth", "0.0"),
+    ("depth_norm", "0.1"),
+    ("squeeze", "1.fc1"),
+    ("excite", "1.fc2"),
+    ("point", "2.0"),
+    ("point_norm", "2.1"),
+)
 _TOWER = "model.vision_tower.vision_tower."
+_BLOCK = re.compile(re.escape(_TOWER) + r"(?:vision_model\.)?encoder\.layers\.(\d+)\.")
+_RANGE = re.compile(r"\((\d+)x(\d+)\)")
 _POOLING = (f"{_TOWER}head.", f"{_TOWER}vision_model.head.")
 
 
@@ -53,7 +65,7 @@ _POOLING = (f"{_TOWER}head.", f"{_TOWER}vision_model.head.")
 class LlavaFamily(Layout):
     """A causal language model whose config names a tower and a projector (`mm_…`)."""
 
-    about: ClassVar[str] = "liuhaotian/llava-v1.5 and v1.6, Bunny, MobileVLM V2, TinyLLaVA 1"
+    about: ClassVar[str] = "LLaVA 1.5 to OneVision as published, Bunny, MobileVLM, TinyLLaVA 1"
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether `config.json` names a tower and a projector as LLaVA does."""
@@ -115,6 +127,10 @@ def _vision(values: Mapping[str, Any], keys: set[str]) -> tuple[dict[str, Any], 
     if not held:
         return {**words, "checkpoint": name}, None
     config = tower_config(name, pooled=any(key.startswith(_POOLING) for key in keys))
+    blocks = {found.group(1) for key in keys if (found := _BLOCK.search(key))}
+    if len(blocks) == config.num_hidden_layers - 1:
+        config.num_hidden_layers = len(blocks)
+        words["layer"] = -1
     return {**words, "config": config.to_dict()}, getattr(config, "image_size", None)
 
 
@@ -140,19 +156,34 @@ def _image(
     siglip = "siglip" in str(values["mm_vision_tower"]).lower()
     if kind == "pad":
         return {"use": "letterbox"}, []
-    if kind == "anyres":
-        step = side or _side_in(str(values["mm_vision_tower"]))
-        pins = values.get("image_grid_pinpoints") or []
-        if not step or not isinstance(pins, list) or not pins:
-            raise CheckpointError(
-                f"{origin}/config.json: `image_grid_pinpoints` and the side of the tower are "
-                f"needed for image_aspect_ratio anyres."
-            )
-        grids = [[int(height) // step, int(width) // step] for width, height in pins]
-        unpad = values.get("mm_patch_merge_type", "flat") == "spatial_unpad"
+    if kind.startswith("anyres"):
+        grids = _grids(values, side or _side_in(str(values["mm_vision_tower"])), origin)
+        unpad = "unpad" in str(values.get("mm_patch_merge_type", "flat"))
         layout = "unpad" if unpad else "plain"
-        return {"use": "tiles", "rule": "anyres", "grids": grids, "layout": layout}, []
+        words = {"use": "tiles", "rule": "anyres", "grids": grids, "layout": layout}
+        most = kind.removeprefix("anyres_max_")
+        if unpad and most.isdigit():
+            words["shrink_above"] = int(most)
+        return words, []
     return {"use": "squash" if siglip else "crop"}, []
+
+
+def _grids(values: Mapping[str, Any], step: int | None, origin: str) -> list[list[int]]:
+    """Return rows and columns of the canvases: a list of pixels, or a range such as (1x1),…,(6x6).
+
+    Both are written as width and height.
+    """
+    pins = values.get("image_grid_pinpoints") or []
+    if isinstance(pins, str) and len(ends := _RANGE.findall(pins)) > 1:
+        (low, lower), (high, higher) = ([int(side) for side in ends[i]] for i in (0, -1))
+        wide = [(w, h) for w in range(low, high + 1) for h in range(lower, higher + 1)]
+        return [[height, width] for width, height in wide]
+    if not step or not isinstance(pins, list) or not pins:
+        raise CheckpointError(
+            f"{origin}/config.json: `image_grid_pinpoints` and the side of the tower are "
+            f"needed for image_aspect_ratio anyres."
+        )
+    return [[int(height) // step, int(width) // step] for width, height in pins]
 
 
 def _side_in(name: str) -> int | None:
@@ -168,6 +199,16 @@ def _connector(kind: str, origin: str) -> tuple[dict[str, Any], list[tuple[str, 
         return {"use": "ldpv2"}, [
             ("model.connector.mlp.", f"{projector}mlp.mlp."),
             ("model.connector.places.", f"{projector}peg.peg.0."),
+        ]
+    if kind == "ldpnet":
+        return {"use": "ldp"}, [
+            ("model.connector.mlp.0.", f"{projector}mlp.1."),
+            ("model.connector.mlp.2.", f"{projector}mlp.3."),
+            *(
+                (f"model.connector.{ours}.{mine}.", f"{projector}mb_block.{place}.block.{theirs}.")
+                for place, ours in enumerate(("stay", "halve"), 1)
+                for mine, theirs in _LDP
+            ),
         ]
     words = projector_words(kind, origin=origin)
     return words, projector_pairs(words, projector)
