@@ -67,6 +67,10 @@ class StockClass(PartConfig):
         """Return the stock processor that gives the same tokens and pixels."""
         raise NotImplementedError
 
+    def reads(self, folder: Path) -> bool:
+        """Whether a folder of this class can be a composition; else it is taken whole."""
+        return True
+
     def finish(self, folder: Path) -> None:
         """Change a written folder where transformers would not read it as it was written."""
 

@@ -43,7 +43,13 @@ def is_only_whole(folder: Path) -> bool:
     if (folder / "delta.json").is_file() or not is_whole_class(folder):
         return False
     model_type = str(read_json(folder / "config.json").get("model_type"))
-    return model_type not in {stock_classes[name].model_type for name in stock_classes}
+    known = {stock_classes[name].model_type: stock_classes[name] for name in stock_classes}
+    if model_type not in known:
+        return True
+    try:
+        return not known[model_type]().reads(folder)
+    except MMLMError:
+        return False  # damaged: who reads it next says where
 
 
 def load_whole(

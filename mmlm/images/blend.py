@@ -75,6 +75,6 @@ def framed(lines: Blend, whole_picture: NDArray[np.int64] | None, first: bool) -
         return lines
     alone = np.repeat(whole_picture[:, None], 4, axis=1)
     shares = np.tile(np.array([[1.0, 0.0, 0.0, 0.0]]), (len(alone), 1))
-    order = ((alone, shares), (lines.places, lines.weights))
-    places, weights = zip(*(order if first else order[::-1]), strict=True)
+    places = [alone, lines.places] if first else [lines.places, alone]
+    weights = [shares, lines.weights] if first else [lines.weights, shares]
     return Blend(np.concatenate(places), np.concatenate(weights))

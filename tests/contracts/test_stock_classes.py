@@ -17,7 +17,7 @@ import pytest
 from mmlm import hub
 from mmlm.assistant import load
 from mmlm.errors import CheckpointError
-from mmlm.hub import match, stock_classes
+from mmlm.hub import is_only_whole, match, stock_classes
 from tests.hub.stranger import as_a_stranger
 from tests.tiny import compose_tiny, picture, save_vision
 
@@ -238,6 +238,21 @@ def test_strangers_without_mmlm_get_the_same_answers(made_of, tmp_path):
     assert [piped for *_, piped in heard] == [answer for _, _, answer, _ in heard]
     assert [row[0] for row in heard] == [stock_classes[name].class_name for name in made]
     assert len({answer for answer in answers.values() if answer}) >= len(answers) - 2
+
+
+@pytest.mark.parametrize("name", ["mistral3", "hyperclovax_vision"])
+def test_a_folder_with_the_marks_of_its_family_is_taken_whole(made_of, tmp_path, name):
+    _, folder, _ = made_of(name)
+    shutil.copytree(folder / "model", tmp_path / "model")
+    assert not is_only_whole(tmp_path / "model")
+    file, old, new = {
+        "mistral3": ("processor_config.json", '"image_end_token": ""', '"image_end_token": "[E]"'),
+        "hyperclovax_vision": ("tokenizer.json", '"content": "<image>"', '"content": "<|pad|>"'),
+    }[name]
+    text = (tmp_path / "model" / file).read_text()
+    assert old in text
+    (tmp_path / "model" / file).write_text(text.replace(old, new))
+    assert is_only_whole(tmp_path / "model")
 
 
 def test_the_processor_of_a_family_is_refused_with_its_name(made_of, tmp_path):

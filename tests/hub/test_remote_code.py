@@ -26,7 +26,7 @@ def test_a_stranger_opens_what_no_stock_class_holds(tmp_path):
         "perceiver": compose_tiny(tmp_path / "a", connector=perceiver),
         "deepstack": compose_tiny(
             tmp_path / "b",
-            connector={"use": "deepstack", "layers": 2, "depth": 1},
+            connector={"use": "deepstack", "layers": 2, "start": 0},
             eye={
                 "use": "hf", "layer": -2, "layers": [1, 2],
                 "checkpoint": str(save_vision(tmp_path / "eye", "clip")),

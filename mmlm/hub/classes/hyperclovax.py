@@ -32,7 +32,9 @@ from mmlm.hub.stock import (
     text_of,
     tower_of,
 )
+from mmlm.hub.weights import read_json
 from mmlm.images import NativeConfig
+from mmlm.language import IMAGE_TOKEN
 from mmlm.modeling import MMLMConfig
 from mmlm.processing import MMLMProcessor
 from mmlm.vision.hf_facts import PixelFacts
@@ -134,6 +136,12 @@ class HyperCLOVAXVision(StockClass):
                 (f"{CONNECTOR}linear.", "model.projector."),
             )
         )
+
+    def reads(self, folder: Path) -> bool:
+        """Whether the placeholder is that of MMLM; published folders have marks around theirs."""
+        wanted = read_json(folder / "config.json").get("image_token_id")
+        tokens = read_json(folder / "tokenizer.json").get("added_tokens") or []
+        return any(one["content"] == IMAGE_TOKEN and one["id"] == wanted for one in tokens)
 
     def read(
         self, stock: PretrainedConfig, processor: dict[str, Any], *, origin: str

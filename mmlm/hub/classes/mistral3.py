@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from mmlm.hub.stock import (
     text_of,
     tower_of,
 )
+from mmlm.hub.weights import read_json
 from mmlm.images import NativeConfig
 from mmlm.modeling import MMLMConfig
 from mmlm.processing import MMLMProcessor
@@ -136,6 +138,12 @@ class Mistral3(Projected):
             ours[_MERGE] = weight.unflatten(1, (-1, area)).transpose(1, 2).flatten(1).contiguous()
         return ours
 
+    def reads(self, folder: Path) -> bool:
+        """Whether no tokens stand behind rows and pictures, as in published folders they do."""
+        values = read_json(folder / "processor_config.json")
+        marks = [values.get(f"image_{end}_token", "there by default") for end in ("break", "end")]
+        return marks == ["", ""]
+
     def read(
         self, stock: PretrainedConfig, processor: dict[str, Any], *, origin: str
     ) -> MMLMConfig:
@@ -145,8 +153,8 @@ class Mistral3(Projected):
         if processor.get("image_break_token") or processor.get("image_end_token"):
             raise CheckpointError(
                 f"{file}: this Mistral 3 writes tokens behind rows and pictures, for which MMLM "
-                f"has no image policy. Load the folder with transformers, or name its language "
-                f"model and encoder in a recipe."
+                f"has no image policy. Take it whole (`whole: true`), or name its language model "
+                f"and encoder in a recipe."
             )
         longest = (values.get("size") or {}).get("longest_edge")
         tower, layer = stock.vision_config, stock.vision_feature_layer

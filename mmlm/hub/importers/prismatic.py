@@ -116,9 +116,9 @@ def _encoder(model: Mapping[str, Any], eye: str) -> dict[str, Any] | None:
     """Return the words of the encoder or of the pair, or None for a name that is not known."""
     if eye not in _PAIRS:
         checkpoint = model.get("vision_checkpoint") or _ENCODERS.get(eye)
-        return checkpoint and {"use": "hf", "checkpoint": checkpoint, "layer": -2}
-    *names, side_px = _PAIRS[eye]
-    names = model.get("vision_checkpoints") or names
+        return {"use": "hf", "checkpoint": checkpoint, "layer": -2} if checkpoint else None
+    first, second, side_px = _PAIRS[eye]
+    names: Any = model.get("vision_checkpoints") or (first, second)
     size = model.get("image_size") or side_px
     return {
         "use": "mixture",
