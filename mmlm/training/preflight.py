@@ -19,6 +19,7 @@ from mmlm.data.preview import Survey, as_terminal, complaint, survey, told
 from mmlm.data.preview_page import preview_page
 from mmlm.errors import DataError
 from mmlm.hub import opens_in
+from mmlm.language.routing import CANNOT_MERGE
 from mmlm.training.batches import TILES_AT_ONCE
 from mmlm.training.foresight.estimate import REACHED, Estimate, Work, assumptions, estimate
 from mmlm.training.foresight.flops import costs_of
@@ -295,6 +296,10 @@ def _say_opens_in(trainer: Trainer, run: Run) -> None:
     """Say which tools open the result."""
     if isinstance(run.assistant.model, WholeModel):
         trainer.say("\nopens in    whatever opened the model before: the class stays the same")
+        return
+    last = trainer.recipe.stages[-1].adapter_config()
+    if last is not None and len(last.ranks) > 1:
+        trainer.say(f"\nopens in    MMLM alone, with the base parts in reach. {CANNOT_MERGE}")
         return
     trainer.say("\nopens in")
     for row in opens_in(run.assistant.model.config):

@@ -33,6 +33,7 @@ from mmlm.data.order import key_of
 from mmlm.errors import CheckpointError, ConfigError, TrainingError
 from mmlm.hub import upgrade
 from mmlm.language.adapters import merge_adapters
+from mmlm.language.routing import CANNOT_MERGE, is_routed
 from mmlm.recipes import find_recipe, list_recipes
 from mmlm.storage import cache_folder
 from mmlm.training.adapting import check_stages
@@ -422,11 +423,15 @@ class Trainer:
             values = self.recipe.to_dict()
             run.assistant.notes["training"] = result.facts()
             # The small folder keeps the adapters as they are; the whole one has them merged.
-            self._save_delta(run, result)
-            if run.adapters is not None:
+            routed = is_routed(run.assistant.model)
+            if not routed:
+                self._save_delta(run, result)
+            if run.adapters is not None and not routed:
                 merge_adapters(run.assistant.model)
             run.assistant.model.eval().requires_grad_(True)
-            result.stock_reasons = run.assistant.save(result.model, recipe=values)
+            result.stock_reasons = run.assistant.save(result.model, delta=routed, recipe=values)
+            if routed:
+                result.stock_reasons = [CANNOT_MERGE, *result.stock_reasons]
             self.say(result.write_page())
             result.write(self.out / RESULT)
         self.engine.wait()

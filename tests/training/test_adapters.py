@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import mmlm
-from mmlm.errors import ConfigError, MissingExtraError
+from mmlm.errors import ConfigError, MissingExtraError, TrainingError
 from mmlm.language import adapters as kinds
 from mmlm.language.four_bits import quantise
 from mmlm.training import train
+from mmlm.training.preflight import check
+from mmlm.training.recipe import Recipe
 from mmlm.training.stage import StageRun
+from mmlm.training.trainer import Trainer
 from tests import tiny
 from tests.training.launching import group, launch
 from tests.training.test_resume import assert_crashes_change_nothing, assert_same_bits
@@ -78,6 +81,32 @@ def test_adapters_learn_and_are_merged_in_the_model_and_apart_in_the_delta(
     # computes in bfloat16 whatever stands around it. Without its adapters it moves by over 0.1.
     limit = 1e-5 if precision == "fp32" and use != "qlora" else 3e-2
     assert (merged - beside).abs().max() / merged.abs().max() < limit
+
+
+def test_adapters_by_token_learn_and_the_folder_keeps_them_beside_its_base(tmp_path, capsys):
+    recipe = lora_recipe(tmp_path, use="mm_lora", precision="fp32")
+    recipe["stages"][1]["adapters"]["image_rank"] = 2
+    check(Trainer(Recipe.from_dict(recipe), tmp_path, tmp_path / "check"))
+    assert "opens in    MMLM alone, with the base parts in reach" in capsys.readouterr().out
+    result = train(recipe, tmp_path / "run", quiet=True)
+    assert result.stages[1].last_loss < result.stages[0].first_loss
+    assert "chosen token by token" in result.stock_reasons[0]
+    learnt = load_file(result.model / "delta.safetensors")
+    ranks = {name.split(".")[-2]: len(value) for name, value in learnt.items() if "lora_A" in name}
+    assert ranks == {"default": 4, "image": 2}
+    # In the last layer nothing but keys and values of images reaches a word that is learnt.
+    first = {name: value for name, value in learnt.items() if ".layers.0." in name}
+    assert all(value.abs().max() > 0 for name, value in first.items() if "lora_B" in name)
+    names = weights(tmp_path / "run", "lora")
+    assert {"default", "image"} == {name.split(".")[-2] for name in names if "lora_" in name}
+    mmlm.load(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_stage_after_adapters_by_token_must_have_the_same(tmp_path):
+    recipe = lora_recipe(tmp_path, use="mm_lora", then_full=True)
+    with pytest.raises(TrainingError, match=r"cannot be merged.*give it the same ones"):
+        train(recipe, tmp_path / "run", quiet=True)
 
 
 def test_a_later_stage_without_adapters_learns_the_merged_weights(tmp_path):
