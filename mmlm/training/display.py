@@ -214,17 +214,23 @@ class _TensorBoard:
 
 
 class _WandbLike:
-    """W&B, and trackio, which has the same words."""
+    """W&B, and trackio, which has the same words.
+
+    Each says by its own settings where it sends the numbers, such as ``WANDB_MODE=offline``. What
+    W&B writes stands in the folder of the run, and not where the command was given.
+    """
 
     def __init__(self, package: str, folder: Path, config: dict[str, Any]) -> None:
         try:
             self._module: Any = import_module(package)
         except ImportError:
-            raise MissingExtraError(package, needed_for="run.log_to", extra="train") from None
-        self._module.init(project="mmlm", name=folder.name, config=config)
+            raise MissingExtraError(package, needed_for="run.log_to", extra="trackers") from None
+        place = {"dir": str(folder)} if package == "wandb" else {}
+        self._module.init(project="mmlm", name=folder.name, config=config, **place)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self._module.log({**values, "step": step})
+        # A count of steps that begins anew with each stage is none of theirs; it stands in values.
+        self._module.log(values)
 
     def close(self) -> None:
         self._module.finish()
