@@ -3,8 +3,9 @@
 The loss needs no logits of positions without a label, and never all logits at once: `Head`
 takes the labelled positions only, chunk by chunk, and computes the gradients in the same
 pass, so that no logits are kept for the backward pass. The idea is that of fused linear
-cross-entropy (Liger Kernel, Hsu et al. 2024, arXiv 2410.10989), here in plain PyTorch. As the
-weight is read in the forward pass only, it works where the weight is sharded (ZeRO-3, FSDP).
+cross-entropy (Liger Kernel, Hsu et al. 2024, arXiv 2410.10989), here in plain PyTorch; where
+Liger's own kernel can run, `head_liger` calls it. As the weight is read in the forward pass only,
+it works where the weight is sharded (ZeRO-3, FSDP).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmlm.language import HeadRule
+from mmlm.modeling.head_liger import fused_loss, missing
 
 CHUNK_POSITIONS = 512
 _watching: ContextVar[list[Tensor] | None] = ContextVar("watching", default=None)
@@ -178,11 +180,15 @@ class _LossAlone(torch.autograd.Function):
         wants = [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
         sums = _Sums(hidden, weight, bias, wants)
         # Autocast is off inside: the chunk is cast once, here, and not again by every matmul.
+        is_fused = missing(hidden.device, rule) is None
+        size, chunk = (
+            (max(targets.shape[0], 1), _all_fused) if is_fused else (CHUNK_POSITIONS, _chunk)
+        )
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, targets.shape[0], CHUNK_POSITIONS):
-                rows = slice(start, start + CHUNK_POSITIONS)
+            for start in range(0, targets.shape[0], size):
+                rows = slice(start, start + size)
                 sums.add(
-                    rows, *_chunk(hidden[rows], compute, targets[rows], weights[rows], rule, wants)
+                    rows, *chunk(hidden[rows], compute, targets[rows], weights[rows], rule, wants)
                 )
         ctx.save_for_backward(*(t for t in sums.gradients() if t is not None))
         ctx.kept = [tensor is not None for tensor in sums.gradients()]
@@ -281,6 +287,25 @@ def _chunk(
         of_raw.T @ hidden if wants[1] else None,
         of_raw.sum(0) if wants[2] else None,
     ]
+
+
+def _all_fused(
+    hidden: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    targets: Tensor,
+    weights: Tensor,
+    rule: HeadRule,
+    wants: list[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return what `_chunk` returns, of all positions at once, by Liger's kernel."""
+    weight, bias = parameters
+    assert weight is not None
+    losses, gradients = fused_loss(
+        hidden.detach().to(weight.dtype), weight, bias, targets, weights.float(), rule, wants
+    )
+    if (found := _watching.get()) is not None:
+        found.append(losses)
+    return (losses * weights).sum(), gradients
 
 
 def _softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

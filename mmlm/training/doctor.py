@@ -9,7 +9,9 @@ import importlib.util
 
 import torch
 
+from mmlm.language import HeadRule
 from mmlm.modeling.backends import attention_backends
+from mmlm.modeling.head_liger import missing
 from mmlm.training.attention import usable
 from mmlm.training.memory import memory_here
 from mmlm.training.precision import choose_precision
@@ -29,8 +31,17 @@ def describe_machine() -> list[tuple[str, str]]:
         ("device", f"{device.type}, {name}, {memory_here(device) / 2**30:.1f} GiB"),
         ("precision", f"{precision.name}: {precision.reason}"),
         *_attention(device, torch.bfloat16 if precision.autocast else precision.dtype),
+        ("head", _head(device)),
         ("sharding", _sharding()),
     ]
+
+
+def _head(device: torch.device) -> str:
+    """Say what computes the loss behind the head."""
+    reason = missing(device, HeadRule())
+    if reason is None:
+        return "Liger's fused kernel, on the positions that are learnt alone"
+    return f"plain PyTorch, on the positions that are learnt alone; Liger's kernel is not: {reason}"
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str]]:
