@@ -257,9 +257,7 @@ def load(
     """
     from mmlm import hub
 
-    if (Path(source) / "model" / "config.json").is_file():
-        source = Path(source) / "model"
-    folder = hub.find(source)
+    folder = hub.find(hub.model_of_run(source))
     model: Any
     processor: Any
     if whole or hub.is_only_whole(folder):

@@ -117,13 +117,11 @@ def _push_arguments(parser: Parser) -> None:
 
 
 def _push(options: Options) -> None:
-    folder = Path(options.model)
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    if not folder.is_dir():
+    if not Path(options.model).is_dir():
         raise UsageError(f"mmlm push: there is no folder {options.model}.")
-    from mmlm.hub import push_folder
+    from mmlm.hub import model_of_run, push_folder
 
+    folder = Path(model_of_run(options.model))
     print(push_folder(folder, options.repo, force=options.force, private=options.private))
 
 

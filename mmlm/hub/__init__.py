@@ -30,6 +30,7 @@ from mmlm.hub.classes import SmolVLM as SmolVLM
 from mmlm.hub.delta import save_delta as save_delta
 from mmlm.hub.load import find as find
 from mmlm.hub.load import load_parts as load_parts
+from mmlm.hub.load import model_of_run as model_of_run
 from mmlm.hub.opens import Opens as Opens
 from mmlm.hub.opens import opens_in as opens_in
 from mmlm.hub.push import push as push

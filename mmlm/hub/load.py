@@ -105,6 +105,13 @@ def find(source: str | Path) -> Path:
     return _download(name)
 
 
+def model_of_run(source: str | Path) -> str | Path:
+    """Return the model folder inside the folder of a training run, or what was given."""
+    inner = Path(source) / "model"
+    whole = any((inner / name).is_file() for name in ("config.json", DELTA))
+    return inner if whole else source
+
+
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmlm.connectors import connectors
 from mmlm.errors import ConfigError
-from mmlm.hub.load import load_parts
+from mmlm.hub.load import load_parts, model_of_run
 from mmlm.images import image_policies
 from mmlm.language import add_image_token, decoder_of, head_of, head_rule_of, languages
 from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
@@ -63,9 +63,7 @@ def upgrade(
             f"model.{unknown[0]} cannot be exchanged under a checkpoint; these can: "
             f"{', '.join(PARTS)}."
         )
-    if (Path(source) / "model" / "config.json").is_file():
-        source = Path(source) / "model"
-    old, processor = load_parts(source, dtype=dtype)
+    old, processor = load_parts(model_of_run(source), dtype=dtype)
     was, dtype = old.config, dtype or next(old.parameters()).dtype
     words: dict[str, Any] = {
         "image": was.image, "reducer": was.reducer, "connector": was.connector, "vision": was.vision
