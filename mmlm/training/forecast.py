@@ -7,7 +7,7 @@ C float32 copies, M moments and A activations, one device holds
     zero1           W + G + (C + M)/n + A
     zero2           W + (G + C + M)/n + A
     fsdp2, zero3    (W + G + C + M)/n + A, and two layers of weights that are gathered
-    with offload    the same without C and M, which lie in the memory of the machine
+    with offload    the same without G, C and M, which lie in the memory of the machine
 
 (Rajbhandari et al. 2020, arXiv 1910.02054.)
 """
@@ -32,20 +32,22 @@ def bytes_on_each(
         sharding: How it is spread.
         world: Over how many devices.
         layer: The bytes of the weights of the largest layer.
-        offload: Whether float32 copies and moments lie in the memory of the machine.
+        offload: Whether gradients, float32 copies and moments lie in the memory of the machine;
+            DeepSpeed adds gradients up where the copies are.
 
     >>> plan = MemoryPlan(weights=16, copies=32, gradients=32, moments=64, activations=5)
     >>> [bytes_on_each(plan, s, 8, layer=1) for s in ("ddp", "zero1", "zero2", "fsdp2")]
     [149, 65, 37, 25]
     """
     kept = 0 if offload else plan.copies + plan.moments
+    gradients = 0 if offload else plan.gradients
     if sharding in ("none", "ddp", "auto"):
         return plan.total
     if sharding == "zero1":
-        return plan.weights + plan.gradients + kept // world + plan.activations
+        return plan.weights + gradients + kept // world + plan.activations
     if sharding == "zero2":
-        return plan.weights + (plan.gradients + kept) // world + plan.activations
-    spread = (plan.weights + plan.gradients + kept) // world
+        return plan.weights + (gradients + kept) // world + plan.activations
+    spread = (plan.weights + gradients + kept) // world
     return spread + plan.activations + 2 * layer
 
 
