@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from mmlm.errors import ConfigError, DataError, TrainingError
 from mmlm.training import train
@@ -121,6 +122,24 @@ def test_a_damaged_feature_is_computed_again(tmp_path):
     one, other = weights(tmp_path / "first"), weights(tmp_path / "second")
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_activations_that_are_computed_twice_learn_the_same(tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path)
+    only = recipe["stages"][1]
+    only |= {"learn": ["vision.*", "connector.*", "language.*"], "until": {"steps": 3}}
+    recipe["stages"] = [only]
+    train(recipe, tmp_path / "once", quiet=True)
+    calls, again = [], transformers.modeling_utils.checkpoint
+    monkeypatch.setattr(
+        transformers.modeling_utils, "checkpoint",
+        lambda *args, **words: calls.append(1) or again(*args, **words),
+    )  # fmt: skip
+    twice = {"run.gradient_checkpointing": True}
+    train(recipe, tmp_path / "twice", overrides=twice, quiet=True)
+    assert calls
+    one, other = weights(tmp_path / "once"), weights(tmp_path / "twice")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_padded_and_packed_runs_learn_the_same(tmp_path):
