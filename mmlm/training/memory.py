@@ -25,6 +25,8 @@ from mmlm.training.precision import Precision
 # feed-forward width counts three times (gate, up, product).
 _WIDTHS_KEPT = 8
 _FEED_FORWARD_KEPT = 4
+# Two moments of one byte a weight, and for each block of 256 the largest value of each in float32.
+_MOMENTS_IN_8_BITS = 2 * (1 + 4 / 256)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def plan_memory(
     row_tokens: int,
     row: RowShape | None = None,
     rows: int = 2,
+    optimizer: str = "adamw",
 ) -> MemoryPlan:
     """Count what a stage takes.
 
@@ -74,6 +77,7 @@ def plan_memory(
         row_tokens: Length of a row.
         row: What a full row holds, for a rehearsal; None counts by a formula.
         rows: Rows of a step on one device.
+        optimizer: As the stage names it.
     """
     size = torch.empty((), dtype=precision.dtype).element_size()
     # Weights held in 4 bits count as the bytes that they are packed into.
@@ -94,7 +98,7 @@ def plan_memory(
         weights=weights,
         copies=copies,
         gradients=gradients,
-        moments=2 * learnt * master,
+        moments=round(learnt * (_MOMENTS_IN_8_BITS if "8bit" in optimizer else 2 * master)),
         activations=activations,
         how=how,
     )

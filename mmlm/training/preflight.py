@@ -98,7 +98,7 @@ def plans_of(trainer: Trainer) -> list[MemoryPlan]:
     for stage, mixture in zip(trainer.recipe.stages, mixtures, strict=True):
         run.change_adapters(stage)
         freeze(run.assistant.model, stage.patterns)
-        found.append(_plan(run, stage, _survey(run, stage, mixture)))
+        found.append(plan_stage(run, stage, _survey(run, stage, mixture)))
     run.log.close()
     return found
 
@@ -114,14 +114,22 @@ def _survey(run: Run, stage: StageConfig, mixture: Mixture) -> Survey:
     return survey(planner, range(min(_NUM_SURVEYED, mixture.epoch_rows)))
 
 
-def _plan(
+def plan_stage(
     run: Run,
     stage: StageConfig,
     found: Survey,
     precision: Precision | None = None,
     world: int | None = None,
 ) -> MemoryPlan:
-    """Count what a stage takes, with rows as full as the survey says."""
+    """Count what a stage takes, with rows as full as the survey says.
+
+    Args:
+        run: What the stages share; the model is frozen as the stage has it.
+        stage: The stage.
+        found: Samples of its data.
+        precision: Another number format than that of the run.
+        world: Another number of devices.
+    """
     packing, rows = packing_of(run.recipe, stage)
     model: Any = run.assistant.model
     tokens = max(found.num_tokens, 1)
@@ -136,7 +144,7 @@ def _plan(
     return plan_memory(
         model, set(matching(model, stage.patterns)), precision=precision or run.precision,
         row_tokens=packing.row_tokens, row=None if isinstance(model, WholeModel) else row,
-        rows=-(-rows // (world or run.engine.world)),
+        rows=-(-rows // (world or run.engine.world)), optimizer=stage.optimizer,
     )  # fmt: skip
 
 
@@ -207,7 +215,7 @@ def _foresee(
     flops = costs_of(model).of(found.samples, encoded=tiles) * stage.step_tokens / tokens
     named = list(model.named_parameters())
     work = Work(
-        plan=_plan(run, stage, found, precision, world=elsewhere.hardware.count),
+        plan=plan_stage(run, stage, found, precision, world=elsewhere.hardware.count),
         layer=max((bytes_of(layer) for layer in layers_of(model)), default=0),
         weights=sum(p.numel() for _, p in named),
         learnt=sum(p.numel() for _, p in named if p.requires_grad),
@@ -257,7 +265,7 @@ def _check_stage(
         f"step        {rows_per_step} row{'s' if rows_per_step > 1 else ''} of "
         f"{packing.row_tokens:,} tokens, {'packed' if run.attention.packed else 'padded'}"
     )
-    memory = _plan(run, stage, found)
+    memory = plan_stage(run, stage, found)
     trainer.say(
         f"memory      {memory.line()}, of {memory_here(run.engine.device) / 2**30:.1f} GiB here; "
         f"{memory.how}"

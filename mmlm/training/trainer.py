@@ -217,6 +217,7 @@ class Trainer:
                 set() if stage.adapters else set(matching(model, stage.patterns)),
                 precision=precision,
                 row_tokens=packing_of(self.recipe, stage)[0].row_tokens,
+                optimizer=stage.optimizer,
             )
             for stage in self.recipe.stages
         ]
