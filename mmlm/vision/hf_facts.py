@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING, MODEL_MAPPING_NAMES
 from transformers.utils import logging
@@ -64,6 +64,9 @@ _OF_JOINT_MODELS = (
     "text_config", "vision_config", "decoder", "encoder", "backbone_config", "vocab_size",
     "audio_config", "sampling_rate", "num_mel_bins", "prediction_length",
 )  # fmt: skip
+_CODES_OF_PICTURES = ("beit", "flava_image_model")
+"""Towers whose `vocab_size` counts the codes of pictures, not words."""
+
 _RESAMPLE = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -79,16 +82,19 @@ class PixelFacts(NamedTuple):
 def image_model_types() -> tuple[str, ...]:
     """Return the model types of transformers whose configs speak of pixels alone.
 
-    By their configs: importing every model would take half a minute. A few of them turn out to
-    be no encoder when they are built.
+    By their configs: importing every model would take half a minute. Towers of joint models that
+    can be built alone are among them. A few turn out to be no encoder when they are built.
     """
-    found: list[str] = []
-    for model_type in MODEL_MAPPING_NAMES:
+    public, found = set(dir(transformers)), list[str]()
+    for model_type, name in CONFIG_MAPPING_NAMES.items():
+        if model_type not in MODEL_MAPPING_NAMES and _model_name(name) not in public:
+            continue
         try:
             config: Any = CONFIG_MAPPING[model_type]()
         except Exception:  # a config that needs arguments or a package is none of ours
             continue
-        joint = any(hasattr(config, name) for name in _OF_JOINT_MODELS)
+        words = {"vocab_size"} if model_type in _CODES_OF_PICTURES else set[str]()
+        joint = any(hasattr(config, name) for name in _OF_JOINT_MODELS if name not in words)
         if not joint and any(hasattr(config, name) for name in _OF_PIXELS):
             found.append(model_type)
     return tuple(found)
@@ -154,13 +160,18 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     if type(config) in MODEL_MAPPING:
         found: Any = MODEL_MAPPING[type(config)]
     else:
-        found = getattr(transformers, type(config).__name__.replace("Config", "Model"), None)
+        found = getattr(transformers, _model_name(type(config).__name__), None)
     if found is None or isinstance(found, (tuple, list)):
         raise ConfigError(
             f"transformers {transformers.__version__} has no single bare model for "
             f"{config.model_type!r}. Name the checkpoint of an image tower."
         )
     return found
+
+
+def _model_name(config_name: str) -> str:
+    """Return the name of the bare model of a config's class."""
+    return config_name.replace("Config", "Model")
 
 
 def new_tower(config: PretrainedConfig) -> PreTrainedModel:
