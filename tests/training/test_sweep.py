@@ -7,6 +7,7 @@ import yaml
 
 from mmlm.cli import run as mmlm
 from mmlm.errors import ConfigError
+from mmlm.training.batches import Batcher
 from mmlm.training.sweep import cells_of
 from tests.training.tiny_run import tiny_recipe
 
@@ -26,7 +27,14 @@ def test_a_grid_in_which_nothing_varies_is_refused(grid):
         cells_of(grid)
 
 
-def test_a_sweep_compares_cells_on_the_same_tokens_and_goes_on(tmp_path, capsys):
+def test_a_sweep_compares_cells_on_the_same_tokens_and_goes_on(tmp_path, capsys, monkeypatch):
+    encoded, encode = [], Batcher._encode
+
+    def counted(self, missing, cache):
+        encoded.append(len(missing))
+        return encode(self, missing, cache)
+
+    monkeypatch.setattr(Batcher, "_encode", counted)
     recipe = tiny_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     path = tmp_path / "mine.yaml"
@@ -40,6 +48,7 @@ def test_a_sweep_compares_cells_on_the_same_tokens_and_goes_on(tmp_path, capsys)
     assert abs(first["tokens"]["align"] - second["tokens"]["align"]) <= step
     assert first["learning"] < second["learning"]
     assert "depth" in third["error"]
+    assert sum(encoded) == 12  # each picture once, in the first cell
     assert "depth=2" in said
     page = (tmp_path / "out" / "sweep.html").read_text()
     assert "<svg" in page
