@@ -103,14 +103,23 @@ class Living(TorchDispatchMode):
 
 
 class _Pass(nn.Module):
-    """The forward pass of one row, as far as it allocates: pixels to loss."""
+    """One row forward and backward, as far as it allocates: pixels to loss and gradients."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, row: RowShape) -> Tensor:
-        """Return the loss of a row without contents."""
+    def forward(self, row: RowShape, precision: Precision) -> None:
+        """Compute the gradients of a row without contents.
+
+        Both ways in one call, because layers that are computed twice run again on the way back.
+        """
+        with precision.context(torch.device("cpu")):
+            loss = self._loss(row)
+        if loss.requires_grad:
+            loss.backward()
+
+    def _loss(self, row: RowShape) -> Tensor:
         whole, parts = self.model, self.model.model
         embedding = parts.get_input_embeddings()
         ids = torch.zeros(1, row.tokens, dtype=torch.long)
@@ -183,11 +192,7 @@ def rehearse(
         gradients: dict[int, Tensor] = {}
         with _flags(model, learning), living:
             for _ in range(min(rows, 2)):
-                with precision.context(torch.device("cpu")):
-                    loss = functional_call(_Pass(model), stand_ins, (row,))
-                if loss.requires_grad:
-                    loss.backward()
-                del loss
+                functional_call(_Pass(model), stand_ins, (row, precision))
                 _collect(learnt, gradients, precision)
         return Rehearsal(living.peak, living.now)
 
