@@ -87,7 +87,16 @@ def _official(text: str) -> str:
 
 
 def _vlmevalkit(text: str) -> str:
-    return _words(_punctuation(text, _PERIOD_BETWEEN))
+    return _words(vlmevalkit_punctuation(text))
+
+
+def vlmevalkit_punctuation(text: str) -> str:
+    """Take the punctuation out of a text as VLMEvalKit does, for VQA and for yes and no alike.
+
+    >>> vlmevalkit_punctuation("Yes, a 2.5 (or 3)."), vlmevalkit_punctuation("yes:no")
+    ('Yes a 2.5 or 3 ', 'yes:no')
+    """
+    return _punctuation(text, _PERIOD_BETWEEN)
 
 
 def _llava(text: str) -> str:

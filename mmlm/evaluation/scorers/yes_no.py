@@ -10,6 +10,7 @@ import numpy as np
 
 from mmlm.evaluation.scorers.base import Mark, Row, ScorerConfig, Target, scorers
 from mmlm.evaluation.scorers.text import words_of
+from mmlm.evaluation.scorers.vqa import vlmevalkit_punctuation
 from mmlm.evaluation.statistics import Floats
 
 _YES = frozenset({"yes", "yeah", "yep"})
@@ -53,7 +54,7 @@ def _whole(answer: str) -> str | None:
 
 
 def _one_word(answer: str) -> str | None:
-    words = re.sub(r"[^\w\s']", " ", answer.lower()).split()
+    words = vlmevalkit_punctuation(answer.lower()).split()
     said = {"yes", "no"} & set(words)
     return said.pop() if len(said) == 1 else None
 
@@ -71,6 +72,7 @@ _READERS = {
 class YesNoConfig(ScorerConfig):
     """The answer says yes where it should, and no where it should (POPE and its kin)."""
 
+    version = 2
     dialects = ("mmlm", "official", "llava", "lmms-eval", "vlmevalkit")
 
     def mark(self, answer: str, target: Target) -> Mark:
