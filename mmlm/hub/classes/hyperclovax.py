@@ -160,7 +160,7 @@ class HyperCLOVAXVision(StockClass):
         pixels = PixelFacts(tuple(seen["mean"]), tuple(seen["std"]), seen["resample"])
         facts = facts_of(stock.vision_config, None, pixels)
         size, area = values.get("size") or {}, facts.step**2
-        budget = [size.get(f"{end}_edge") for end in ("shortest", "longest")]
+        budget: list[Any] = [size.get(f"{end}_edge") for end in ("shortest", "longest")]
         if not all(isinstance(count, int) and count >= area for count in budget):
             raise CheckpointError(
                 f"{file}: `size` must hold `shortest_edge` and `longest_edge`, the least and most "
@@ -172,8 +172,8 @@ class HyperCLOVAXVision(StockClass):
             vision_config=stock.vision_config,
             image={
                 "use": "native",
-                "min_tokens": int(budget[0]) // area,
-                "max_tokens": int(budget[1]) // area,
+                "min_tokens": budget[0] // area,
+                "max_tokens": budget[1] // area,
             },
             vision={"use": "hf", "checkpoint": origin, "layer": "last"},
             vision_facts=facts.to_dict(),
