@@ -6,7 +6,8 @@
     supported_VLM["mmlm"] = partial(MMLM, model_path="runs/mine/model")
 
 This follows its `BaseModel` (`INTERLEAVE`, `generate_inner`). VLMEvalKit asks for some seventy
-packages; what stands here is tested without it.
+packages, so that no extra of ours brings it; a slow test runs the class inside the package
+`ms-vlmeval`, which is VLMEvalKit on PyPI, where that is installed.
 """
 
 from __future__ import annotations
