@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,13 +27,20 @@ class BuiltConfig(SourceConfig):
     rows: str = Field(min_length=1)
     """Which of its sets of rows, such as align."""
 
+    turns: Literal["chain", "apart"] = "chain"
+    """Whether the questions of a row see each other, as for rows of files."""
+
     def open(self, folder: Path) -> Source:
         """Find the rows, and make the data set if it is not there."""
         from mmlm.data.builders import build
 
         del folder
         path = build(self.name, say=_say).rows(self.rows)
-        words: dict[str, Any] = {"path": str(path), "name": f"{self.name}/{self.rows}"}
+        words: dict[str, Any] = {
+            "path": str(path),
+            "name": f"{self.name}/{self.rows}",
+            "turns": self.turns,
+        }
         return JsonLinesConfig.from_dict(words).open(path.parent)
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.language.base import LanguageConfig, languages
-from mmlm.language.template import wrap_template
+from mmlm.language.template import template_of, wrap_template
 from mmlm.storage.atomic import atomic_folder
 from mmlm.storage.cache import cache_folder
 from mmlm.storage.parts import hash_of, locate
@@ -51,12 +51,16 @@ class CausalLMConfig(LanguageConfig):
     template: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Values of the chat template's own variables, such as `{enable_thinking: false}`."""
 
+    system: str | None = None
+    """What the system turn says in conversations that bring none; by default what the chat template
+    then says by itself. Many templates introduce their model by name, in every prompt."""
+
     def load(self, *, dtype: Any = None) -> tuple[Any, Any]:
         """Load the model and its tokenizer; see `load_language`."""
         model, tokenizer = load_language(self.checkpoint, revision=self.revision, dtype=dtype)
-        if self.template and tokenizer.chat_template:
+        if self.system is not None or (self.template and tokenizer.chat_template):
             tokenizer.chat_template = wrap_template(
-                tokenizer.chat_template, variables=self.template
+                template_of(tokenizer), variables=self.template, system=self.system
             )
         return model, tokenizer
 

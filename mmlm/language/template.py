@@ -35,6 +35,11 @@ DEFAULT_TEMPLATE = """\
 {%- endif %}"""
 """The template of language models that bring none, such as GPT-2 and other base models."""
 
+_MESSAGES = "mmlm.messages"
+_WITH_SYSTEM = (
+    "([] if mmlm.messages and mmlm.messages[0]['role'] == 'system' "
+    "else [dict(role='system', content=SYSTEM)]) + mmlm.messages"
+)
 _MARK = "{#- mmlm: text and image parts become text -#}"
 _PRELUDE = (
     _MARK
@@ -55,12 +60,16 @@ _PRELUDE = (
         {%- set mmlm.messages = mmlm.messages + [dict(message, content=turn.text)] -%}
     {%- endif -%}
 {%- endfor -%}
-VARIABLES{%- set messages = mmlm.messages """
+VARIABLES{%- set messages = MESSAGES """
 )
 
 
 def wrap_template(
-    template: str, *, image_token: str = IMAGE_TOKEN, variables: Mapping[str, Any] | None = None
+    template: str,
+    *,
+    image_token: str = IMAGE_TOKEN,
+    variables: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> str:
     r"""Return `template` with a prelude that accepts lists of text and image parts.
 
@@ -73,6 +82,8 @@ def wrap_template(
         image_token: The placeholder of an image.
         variables: Values of the template's own variables, such as ``{"enable_thinking":
             False}``; they travel with the template and yield to what a caller passes.
+        system: What the system turn says where a conversation has none, instead of what the
+            template then says by itself.
     """
     if is_wrapped(template):
         return template
@@ -82,6 +93,10 @@ def wrap_template(
         for name, value in (variables or {}).items()
     )
     prelude = _PRELUDE.replace("IMAGE", _jinja_literal(image_token)).replace("VARIABLES", fixed)
+    messages = _MESSAGES
+    if system is not None:
+        messages = _WITH_SYSTEM.replace("SYSTEM", _jinja_literal(system))
+    prelude = prelude.replace("MESSAGES", messages)
     # White space at the head of the template is the template's: begin it on a line of its own
     # (the newline after a block belongs to the block) instead of trimming it.
     return prelude + ("%}\n" if template[:1].isspace() else "-%}") + template

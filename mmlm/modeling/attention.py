@@ -21,6 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mmlm.modeling.attention_short import are_short, lay_out, short_attention
+
 SEGMENTS = "mmlm_segments"
 _borders_given: ContextVar[bool] = ContextVar("borders_given", default=False)
 
@@ -73,6 +75,10 @@ def segment_attention(
             sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
     lengths = cu_seq_lens_q.diff().tolist()
+    plain = not dropout and sliding_window is None
+    if plain and query.device.type == "cpu" and are_short(lengths, seen_before):
+        layout = lay_out(cu_seq_lens_q, seen_before)
+        return short_attention(query, key, value, layout, scaling), None
     grouped = query.shape[1] != key.shape[1]
     parts = zip(*(state.split(lengths, dim=2) for state in (query, key, value)), strict=True)
     earlier = [(0, 0)] * len(lengths) if seen_before is None else seen_before.tolist()

@@ -42,6 +42,7 @@ from mmlm.modeling.pictures import (
 )
 from mmlm.modeling.positions import SharedPositions
 from mmlm.vision import VisionEncoder
+from mmlm.vision.depthwise import quick_depthwise
 
 PARTS = {
     "model.vision.": "vision",
@@ -129,8 +130,9 @@ class MMLMModel(PreTrainedModel):
         learns = pixel_values.requires_grad or any(
             parameter.requires_grad for parameter in self.vision.parameters()
         )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            pixels = pixel_values.to(self._vision_dtype())
+        learns = torch.is_grad_enabled() and learns
+        pixels = pixel_values.to(self._vision_dtype())
+        with torch.set_grad_enabled(learns), quick_depthwise(pixels, learns=learns):
             if sizes is None:
                 return self.vision(pixels)
             return encode_numbers(self.vision, pixels, self.counter, sizes)

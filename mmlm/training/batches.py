@@ -1,12 +1,14 @@
 """From a prepared row to what the model is called with: tensors, and images or their features.
 
 With a frozen encoder each picture is encoded once, in the order in which the trainer meets
-it, and kept in the feature cache; without a cache the pixels go with the row. The data room
-decodes, this module decides what has to be decoded at all.
+it, and kept in the feature cache; without a cache the pixels go with the row. Where the upper
+layers of the encoder learn, the cache keeps what the lower ones give, and that goes in the place
+of the pixels. The data room decodes, this module decides what has to be decoded at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from mmlm.data.collate import by_piece, collate_packed, collate_padded
 from mmlm.data.pairs import PlannedPair
 from mmlm.data.pipeline import PreparedRow
-from mmlm.features import ClipSize, Size, VisionFeatures
+from mmlm.features import ClipSize, Grid, Size, VisionFeatures
 from mmlm.modeling import MMLMForConditionalGeneration
 from mmlm.processing import MMLMProcessor
-from mmlm.training.feature_cache import FeatureCache, ImageKeys
+from mmlm.training.feature_cache import FeatureCache, ImageKeys, TrunkCache
+from mmlm.training.trunk import Trunk
 from mmlm.training.whole_inputs import whole_inputs
 from mmlm.whole import WholeProcessor
 
@@ -97,6 +100,9 @@ class Batcher:
             pixels = torch.cat([tiles for _, tiles in row.images if tiles is not None])
             return {"pixel_values": pixels.to(self._device), **inputs}
         features = self._features(row, sizes, self._cache)
+        if isinstance(self._cache, TrunkCache):
+            values = features.values.view(-1, *self._cache.trunk.shape)
+            return {"pixel_values": values.to(self._device), **inputs}
         grids = torch.tensor([list(grid) for grid in features.grids])
         return {"vision_values": features.values.to(self._device), "vision_grids": grids, **inputs}
 
@@ -137,9 +143,19 @@ class Batcher:
                 end += 1
             pixels, sizes = zip(*(missing[key] for key in keys[start:end]), strict=True)
             with torch.no_grad():
-                pieces = self._model.model.encode_pictures(pixels, sizes)
+                if isinstance(cache, TrunkCache):
+                    pieces = self._lower(pixels, cache.trunk)
+                else:
+                    pieces = self._model.model.encode_pictures(pixels, sizes)
             pieces = [VisionFeatures(piece.values.detach().cpu(), piece.grids) for piece in pieces]
             found |= dict(zip(keys[start:end], pieces, strict=True))
             start = end
             cache.add(list(zip(keys[start - len(pieces) : start], pieces, strict=True)))
         return found
+
+    def _lower(self, pixels: Sequence[Tensor], trunk: Trunk) -> list[VisionFeatures]:
+        """Run the layers that stand still on each picture; an item is a tile."""
+        first = next(self._model.model.vision.parameters())
+        values = trunk.below(torch.cat(list(pixels)).to(first)).flatten(1)
+        counts = [len(tiles) for tiles in pixels]
+        return [VisionFeatures(v, (Grid(1, len(v), 1),)) for v in values.split(counts)]

@@ -82,9 +82,18 @@ class Growth:
         self.assistant, self._questions, self._config = assistant, questions, config
         self.log = log
 
-    def is_due(self, step: int) -> bool:
-        """Whether the questions are asked after this step."""
-        return bool(self._questions) and step % self._config.every_steps == 0
+    def is_due(self, step: int, before: float, after: float) -> bool:
+        """Whether the questions are asked after this step.
+
+        Args:
+            step: Its number.
+            before: The share of the stage that was done before it.
+            after: And after it.
+        """
+        rounds = self._config.rounds
+        if rounds is None:
+            return bool(self._questions) and step % self._config.every_steps == 0
+        return bool(self._questions) and int(after * rounds) > int(before * rounds)
 
     def ask(self, *, stage: str, step: int, samples: int) -> list[str]:
         """Ask all questions, write the answers down and return them."""

@@ -15,7 +15,7 @@ cross-entropy of a sample counts as much as its tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,8 @@ from mmlm.vision import VisionEncoder, encoders
 @objectives.register("distillation")
 class DistillationConfig(ObjectiveConfig):
     """The encoder's features become like those of a frozen teacher."""
+
+    sees_pixels: ClassVar[bool] = True
 
     teacher: dict[str, Any]
     """An encoder as under `model.vision`, with its layer: {use: hf, checkpoint: …, layer: -2}."""

@@ -15,15 +15,16 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from mmlm.features import Grid, VisionFeatures
 from mmlm.images import split_reference
+from mmlm.training.trunk import Trunk
 
 _READ_ONLY = os.O_RDONLY
 _ALIGNED = 8
@@ -184,15 +185,31 @@ def _append(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def weights_key(module: nn.Module, facts: Any) -> str:
-    """Return a name for what an encoder computes: its weights and everything in `facts`."""
+class TrunkCache(FeatureCache):
+    """What the lower layers of a tuned encoder give, instead of features.
+
+    Args:
+        trunk: Those layers.
+        folder: See `FeatureCache`.
+        most_bytes: See `FeatureCache`.
+    """
+
+    def __init__(self, trunk: Trunk, folder: Path, *, most_bytes: int) -> None:
+        width = trunk.shape.numel()
+        super().__init__(folder, width=width, dtype=trunk.dtype, most_bytes=most_bytes)
+        self.trunk = trunk
+
+
+def weights_key(weights: Mapping[str, Tensor], facts: Any) -> str:
+    """Return a name for what an encoder computes: from its weights and everything in `facts`."""
     digest = hashlib.blake2b(
         json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=12
     )
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(str(tensor.dtype).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw)
     return digest.hexdigest()
 
 

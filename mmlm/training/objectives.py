@@ -50,6 +50,9 @@ class Objective:
 class ObjectiveConfig(PartConfig):
     """Base of the configs of objectives."""
 
+    sees_pixels: ClassVar[bool] = False
+    """Whether it looks at the pixels itself, so that nothing may stand in their place."""
+
     planner: ClassVar[type[Planner]] = Planner
     """What makes samples of rows: single conversations, or pairs."""
 

@@ -11,7 +11,7 @@ step costs two encoders. Distances are relative to the size of the old tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from mmlm.training.objectives import LossWeight, Objective, ObjectiveConfig, obj
 @objectives.register("old_space")
 class OldSpaceConfig(ObjectiveConfig):
     """Image tokens become like those that another checkpoint gives for the same picture."""
+
+    sees_pixels: ClassVar[bool] = True
 
     checkpoint: str
     """The old checkpoint: a folder or a Hub id; usually that of `model.from`."""

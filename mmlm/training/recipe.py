@@ -154,6 +154,10 @@ class AskConfig(Config):
     every_steps: int = Field(default=20, ge=1)
     """Steps between two rounds of questions."""
 
+    rounds: int | None = Field(default=None, ge=1)
+    """Instead of `every_steps`: how many rounds a stage has, one at its end and the others evenly
+    before it. Stages of very different lengths are then seen to grow alike."""
+
     num: int = Field(default=5, ge=1)
     """How many pictures."""
 
@@ -249,7 +253,8 @@ class RunConfig(Config):
     """How many checkpoints of the running stage are kept."""
 
     feature_cache: Literal["auto", "on", "off"] = "auto"
-    """Whether a frozen encoder runs only once for each picture."""
+    """Whether a frozen encoder, or the layers of one below those that learn, run only once for
+    each picture."""
 
     feature_cache_gib: float = Field(default=16.0, gt=0)
     """Most space that the cache takes on disk; beyond it, features are computed again."""

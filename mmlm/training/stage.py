@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,7 @@ from mmlm.training.checkpoint import (
 )
 from mmlm.training.depth import drop_path
 from mmlm.training.display import Progress, flat
-from mmlm.training.feature_cache import FeatureCache
+from mmlm.training.feature_cache import FeatureCache, TrunkCache
 from mmlm.training.learning import freeze, public_name
 from mmlm.training.objectives import objectives, planner_of
 from mmlm.training.optim import stable_name
@@ -46,6 +47,7 @@ from mmlm.training.shared import Run, packing_of
 from mmlm.training.step import Learnt, StepLearner, padding_share
 from mmlm.training.tally import Tally, by_source
 from mmlm.training.validation import Validation
+from mmlm.vision import VisionEncoder
 from mmlm.whole import WholeModel
 
 _LOSSES_KEPT = 5
@@ -59,7 +61,7 @@ class StageRun:
         stage: What this stage learns.
         number: Its place among the stages, from 0.
         mixture: Its opened data.
-        cache: Features of a frozen encoder, or None.
+        cache: Features of a frozen encoder, or of the layers of it that stand still, or None.
         checkpoint: From where to go on; None begins the stage.
     """
 
@@ -86,7 +88,10 @@ class StageRun:
         check_objective(self.objective, run, stage)
         self.objective.prepare(self.model, run.assistant.processor.tokenizer, mixture)
         self.tally = Tally(self.model, run.engine, self.objective)  # before its weights are spread
-        self.optimizer = build_optimizer(run, stage, vision_stands_aside=cache is not None)
+        self._trunk = cache.trunk if isinstance(cache, TrunkCache) else None
+        self.optimizer = build_optimizer(
+            run, stage, vision_stands_aside=self._trunk is None and cache is not None
+        )
         self.batcher = Batcher(
             self.model,
             run.assistant.processor,
@@ -105,6 +110,7 @@ class StageRun:
         self.step, self.tokens, self.samples, self.seconds = 0, 0, 0, 0.0
         self.losses: list[float] = []
         self.num_skipped = 0
+        self._asked = -1
         self._stream_state: dict[str, Any] | None = None
         self.validation = Validation.of(run, stage, self.objective, cache, idle)
         if checkpoint is not None:
@@ -136,6 +142,7 @@ class StageRun:
         self.step, self.tokens = state["step"], state["tokens"]
         self.samples, self.seconds = state["samples"], state["seconds"]
         self.losses, self.num_skipped = state["losses"], state["skipped"]
+        self._asked = state.get("asked", -1)
         self._stream_state = state["stream"]
         self.tally.restore(state.get("tally", {}))
         if self.validation is not None:
@@ -153,6 +160,7 @@ class StageRun:
         with (
             drop_path(parts.vision, self.stage.drop_path),
             channel_dropout(parts.connector, self.stage.feature_dropout),
+            nullcontext() if self._trunk is None else self._trunk.installed(),
         ):
             return self._go()
 
@@ -271,8 +279,9 @@ class StageRun:
             encoded=self._encoded(known),
         )
         self._tell(step, learnt, rate_now, after, seconds, progress, {"padding": padding, **seen})
-        if self.run.growth is not None and self.run.growth.is_due(self.step):
+        if self.run.growth is not None and self.run.growth.is_due(self.step, before, after):
             self._ask(progress)
+            self._asked = self.step
         if self.validation is not None and self.validation.is_due(self.step):
             self._validate(progress)
 
@@ -281,7 +290,11 @@ class StageRun:
         return (0, 0) if self.cache is None else (self.cache.hits, self.cache.misses)
 
     def _encoded(self, before: tuple[int, int]) -> float:
-        """Return the share of the step's pictures that the encoder had to see."""
+        """Return the share of the step's pictures that the encoder had to see.
+
+        The layers above a trunk see all of them; they are left out here, so that the use of the
+        machine is told too low rather than too high.
+        """
         hits, misses = (now - then for now, then in zip(self._pictures(), before, strict=True))
         return misses / (hits + misses) if hits + misses else 1.0
 
@@ -412,6 +425,7 @@ class StageRun:
             "seconds": self.seconds,
             "losses": self.losses,
             "skipped": self.num_skipped,
+            "asked": self._asked,
             "cuts": self.learner.cuts,
             "stream": self._stream_state,
             "tally": self.tally.state(),
@@ -437,7 +451,7 @@ class StageRun:
         self._validate(Progress(self.title, quiet=True))
         if self.validation is not None:
             self.validation.put_best_back(self.optimizer, self.step)
-        if self.run.growth is not None and not self.run.growth.is_due(self.step):
+        if self.run.growth is not None and self._asked != self.step:
             self._ask(Progress(self.title, quiet=True))
         if not self.run.engine.in_step:
             self.run.masters |= {n: t.detach() for n, t in self.optimizer.masters().items()}
@@ -465,9 +479,13 @@ class StageRun:
 def set_modes(module: nn.Module, *, learning: bool) -> None:
     """Put modules that hold something that learns into training mode, and all others out of it.
 
-    What has no weights, such as a dropout, goes with the module that it stands in.
+    What has no weights, such as a dropout, goes with the module that it stands in. The batch norms
+    of an encoder stand still: what is computed of a picture must not depend on the others of its
+    batch.
     """
     own = [parameter.requires_grad for parameter in module.parameters()]
     module.training = any(own) if own else learning
     for child in module.children():
         set_modes(child, learning=module.training)
+    if isinstance(module, VisionEncoder):
+        module.hold_batch_norms()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,11 +41,12 @@ from mmlm.training.attention import choose_attention, set_attention
 from mmlm.training.callbacks import Growth, choose_questions
 from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
 from mmlm.training.display import JsonLog, Tracker, open_trackers
-from mmlm.training.feature_cache import FeatureCache, weights_key
+from mmlm.training.feature_cache import FeatureCache, TrunkCache, weights_key
 from mmlm.training.folder import RESULT, claim_folder
 from mmlm.training.forecast import choose_sharding
 from mmlm.training.learning import matching, public_name, table
 from mmlm.training.memory import memory_here, plan_memory
+from mmlm.training.objectives import objectives
 from mmlm.training.optim import stable_name
 from mmlm.training.parallel import Engine
 from mmlm.training.precision import Precision, choose_precision
@@ -55,6 +56,7 @@ from mmlm.training.sharding import bytes_of, layers_of
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.sharing import with_sharing
 from mmlm.training.stage import StageRun
+from mmlm.training.trunk import Trunk, find_trunk
 from mmlm.whole import WholeModel
 
 
@@ -361,7 +363,8 @@ class Trainer:
         counts = ", ".join(f"{name} {count:,}" for name, count in mixture.counts.items())
         self.say(f"data        {counts} rows an epoch")
         if cache is not None:
-            self.say(f"features    {len(cache):,} pictures known in {cache.folder}")
+            lower = " (of the layers that stand still)" if isinstance(cache, TrunkCache) else ""
+            self.say(f"features    {len(cache):,} pictures known in {cache.folder}{lower}")
         if checkpoint is not None:
             self.say(f"going on    after step {running.step:,}")
         result = running.go()
@@ -379,11 +382,6 @@ class Trainer:
         chosen = matching(model, stage.patterns)
         frozen = not any(public_name(name).startswith("vision.") for name in chosen)
         has_weights = any(True for _ in model.model.vision.parameters())
-        if config.feature_cache == "on" and not frozen:
-            raise ConfigError(
-                f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
-                f"features change with every step. Use auto."
-            )
         if isinstance(model, WholeModel):
             if config.feature_cache == "on":
                 raise ConfigError(
@@ -393,24 +391,48 @@ class Trainer:
             return None
         layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
         moving = model.config.video is not None  # and no clips
-        if config.feature_cache == "off" or not frozen or not has_weights or layered or moving:
+        if config.feature_cache == "off" or not has_weights or layered or moving:
+            return None
+        trunk = None if frozen else self._trunk(run, stage, chosen)
+        if not frozen and trunk is None:
+            if config.feature_cache == "on":
+                raise ConfigError(
+                    f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
+                    f"features change with every step, and has no lower layers that stand still "
+                    f"and could be kept instead. Use auto."
+                )
             return None
         own = run.assistant.processor.image_processor.to_dict()
         facts = {key: own[key] for key in ("image", "vision_facts")} | {"v": 1}
         dtype = torch.bfloat16 if run.precision.name.startswith("bf16") else torch.float32
-        facts["dtype"] = str(dtype)
-        folder = cache_folder("features") / weights_key(model.model.vision, facts)
+        most_bytes = int(config.feature_cache_gib * 2**30)
+        if trunk is None:
+            facts["dtype"] = str(dtype)
+            folder = cache_folder("features") / weights_key(model.model.vision.state_dict(), facts)
+        else:
+            facts |= {"dtype": str(trunk.dtype), "trunk": trunk.names}
+            folder = cache_folder("features") / weights_key(trunk.weights(), facts)
         known = [cache for cache in self._caches if cache.folder == folder]
         if known:
             return known[0]
-        cache = FeatureCache(
-            folder,
-            width=model.config.facts.width,
-            dtype=dtype,
-            most_bytes=int(config.feature_cache_gib * 2**30),
-        )
+        if trunk is None:
+            width = model.config.facts.width
+            cache = FeatureCache(folder, width=width, dtype=dtype, most_bytes=most_bytes)
+        else:
+            cache = TrunkCache(trunk, folder, most_bytes=most_bytes)
         self._caches.append(cache)
         return cache
+
+    def _trunk(self, run: Run, stage: StageConfig, learning: Collection[str]) -> Trunk | None:
+        """Return the lower layers of an encoder whose upper layers learn, where that is safe."""
+        config, model = self.recipe.run, run.assistant.model
+        objective = objectives.read(stage.objective, origin=f"stages.{stage.name}.objective")
+        anew = config.compile or config.gradient_checkpointing  # layers are called in other ways
+        if run.engine.in_step or anew or objective.sees_pixels or model.model.counter.is_flat:
+            return None
+        chosen = {id(p) for name, p in model.named_parameters() if name in learning}
+        encoder = model.model.vision
+        return find_trunk(encoder, {n for n, p in encoder.named_parameters() if id(p) in chosen})
 
     def _save(self, run: Run, stages: list[StageResult]) -> RunResult:
         """Write model, delta and result; the result last, so that its presence means done."""

@@ -253,10 +253,14 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         """Enter training mode, but for what must not depend on the batch."""
         super().train(mode and any(weight.requires_grad for weight in self.parameters()))
+        self.hold_batch_norms()
+        return self
+
+    def hold_batch_norms(self) -> None:
+        """Let batch norms use what they know of all data, and not what is in the batch."""
         for module in self.modules():
             if isinstance(module, _BATCH_NORMS):
                 module.eval()
-        return self
 
 
 encoders: Registry[VisionConfig] = Registry("vision encoder", plural="vision_encoders")

@@ -97,7 +97,7 @@ MEASURED = ("unseen_style", "unseen_things", "photos")
 
 
 def test_every_row_names_a_picture_that_is_there(built):
-    for name in ("words", "align", "instruct", *MEASURED):
+    for name in ("words", "align", "questions", "talks", *MEASURED):
         rows = rows_of(built, name)
         assert rows
         assert len({row["id"] for row in rows}) == len(rows)
@@ -121,12 +121,13 @@ def test_names_are_learnt_from_drawings_and_their_mirror_images(built):
 
 
 def test_training_sees_neither_the_unseen_style_nor_the_unseen_things(built):
-    train = rows_of(built, "words") + rows_of(built, "instruct")
+    asked = rows_of(built, "questions") + rows_of(built, "talks")
+    train = rows_of(built, "words") + asked
     seen_things = {row["thing"] for row in train}
     assert UNSEEN_STYLE[0] not in {row["style"] for row in train}
     assert not seen_things & {row["thing"] for row in rows_of(built, "unseen_things")}
     assert {row["thing"] for row in rows_of(built, "unseen_style")} <= seen_things
-    shown = {row["messages"][0]["content"][0]["image"] for row in rows_of(built, "instruct")}
+    shown = {row["messages"][0]["content"][0]["image"] for row in asked}
     assert not shown & {row["image"] for name in MEASURED for row in rows_of(built, name)}
 
 
@@ -167,9 +168,20 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_does_not(built, 
 
 
 def test_a_name_without_options_is_asked_last_so_that_it_is_not_picked_out_of_four(built):
-    for row in rows_of(built, "instruct"):
+    for row in rows_of(built, "talks"):
         turns = [turn["content"] for turn in row["messages"] if turn["role"] == "user"]
         assert "What is this?" not in turns[1:-1]
+
+
+def test_a_name_is_asked_for_several_times_among_other_names(built):
+    several = 0
+    for row in rows_of(built, "questions"):
+        told = row["messages"]
+        asked = [turn["content"] for turn in told[2::2] if turn["content"].startswith("Which is")]
+        several += len(asked) > 1
+        assert len(set(asked)) == len(asked)
+        assert all(row["thing"] in text for text in asked)
+    assert several
 
 
 def test_options_that_are_too_common_are_asked_less_often():

@@ -256,6 +256,20 @@ def test_variables_of_a_template_can_be_fixed():
     assert learnt == "A cat.<|im_end|>"
 
 
+@pytest.mark.parametrize("words", ["", "Answer in one word."])
+def test_what_a_template_says_of_itself_can_be_replaced(words):
+    tokenizer = BY_NAME["qwen2.5"].tokenizer()
+    usual = ChatFormat(tokenizer, wrap_template(tokenizer.chat_template))
+    form = ChatFormat(tokenizer, wrap_template(tokenizer.chat_template, system=words))
+    messages = [user("What is it?"), assistant("A cat.")]
+    assert "created by" in usual.render(messages)
+    assert form.render(messages) == usual.render([system(words), *messages])
+    assert form.render([system("s"), *messages]) == usual.render([system("s"), *messages])
+    encoded = form.encode(messages, with_labels=True)
+    learnt = form.tokenizer.decode([label for label in encoded.labels if label != -100])
+    assert learnt == "A cat.<|im_end|>"
+
+
 def test_a_system_turn_that_moves_is_refused_only_where_it_changes_an_earlier_prompt():
     form = chat("mistral-v0.3")
     with pytest.raises(TemplateError, match="turn 0"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.language import ChatFormat, languages, load_language, loader
-from mmlm.messages import assistant, user
+from mmlm.messages import assistant, system, user
 from tests.language.families import CHATML
 from tests.language.families import FAMILIES as TEMPLATES
 
@@ -125,6 +125,7 @@ def test_a_recipe_names_a_language_model(folder):
         "checkpoint": str(folder),
         "revision": None,
         "template": {},
+        "system": None,
     }
     assert languages.read(part.to_dict(), origin="again") == part
     model, _ = part.load()
@@ -138,6 +139,13 @@ def test_a_recipe_can_fix_the_variables_of_a_template(folder):
     _, tokenizer = languages.read({"use": "causal_lm", **settings}, origin="x").load()
     text = ChatFormat(tokenizer).render([user("a")], add_generation_prompt=True)
     assert text.endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_recipe_can_replace_the_default_system_turn(folder):
+    settings = {"checkpoint": str(folder), "system": "Be brief."}
+    _, tokenizer = languages.read({"use": "causal_lm", **settings}, origin="x").load()
+    form = ChatFormat(tokenizer)
+    assert form.render([user("a")]) == form.render([system("Be brief."), user("a")])
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, capfd):

@@ -47,6 +47,15 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path):
     assert result.assistant.answer("What is it?", images=[str(tmp_path / "1.png")]) is not None
 
 
+def test_questions_are_asked_in_as_many_rounds_as_the_recipe_says(tmp_path):
+    recipe = tiny_recipe(tmp_path, ask={"rounds": 2, "num": 1, "max_new_tokens": 2})
+    result = train(recipe, tmp_path / "run", quiet=True)
+    for stage in result.stages:
+        asked = [r["step"] for r in log(result.out, "growth.jsonl") if r["stage"] == stage.name]
+        assert len(asked) == 3
+        assert (asked[0], asked[-1]) == (0, stage.steps)
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     recipe = tiny_recipe(tmp_path)
     first = train(recipe, tmp_path / "run", quiet=True)

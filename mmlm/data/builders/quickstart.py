@@ -6,14 +6,15 @@
     pictures/STYLE/THING.png     drawings on white; pictures/photo/NUMBER.png
     words.jsonl                  training: one picture, its name as inside a sentence
     align.jsonl                  training: one picture, its name
-    instruct.jsonl               training: one picture, several turns
+    questions.jsonl              training: one picture, several questions, each by itself
+    talks.jsonl                  training: one picture, a conversation of several turns
     unseen_style.jsonl           measuring: known things by artists that training never saw
     unseen_things.jsonl          measuring: things that training never saw, in any style
     photos.jsonl                 measuring: photographs of CIFAR-10's test set
 
 A row is ``{id, image, question, answer, answers, choices, kind, group, style, thing, split}``;
-a row of `instruct` has `messages` in place of question and answer. Everything is a pure
-function of `Settings`.
+rows of `questions` and `talks` have `messages` in place of question and answer. Everything is a
+pure function of `Settings`.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ from mmlm.data.builders.quickstart_things import (
 from mmlm.errors import DataError
 
 ABOUT = "About 680 everyday things in six drawing styles, 10 kinds of photo, and questions."
-VERSION = 4
-_MOST_OTHER_TURNS = 1
+VERSION = 5
+_NAME_ROUNDS = 3
+"""How often the name of a drawing is asked for in `questions`, each time among other names."""
 
 Row = dict[str, Any]
 Fetch = Callable[[Sequence[NpmPackage]], dict[str, Path]]
@@ -279,18 +281,27 @@ def ask(
             )
         ]
 
-    turns: dict[str, list[Row]] = {row["id"]: [] for row in train}
-    for kind in ("colour", "group", "use", "name"):
+    names: dict[str, list[Row]] = {row["id"]: [] for row in train}
+    others: dict[str, list[Row]] = {row["id"]: [] for row in train}
+    for deal in range(_NAME_ROUNDS):
+        for asked in by_style("name", train, f"train {deal}"):
+            names[asked["id"]].append(asked)
+    for kind in ("colour", "group", "use"):
         for asked in by_style(kind, train, "train"):
-            turns[asked["id"]].append(asked)
+            others[asked["id"]].append(asked)
     return {
         "words": [_words(row) for row in [*train, *photos[: settings.num_word_photos]]]
         + [_words(_mirrored_row(row)) for row in train],
         "align": [_named(row, "name") for row in train] + [_photo(row) for row in photos],
-        "instruct": [
-            _conversation(row, turns[row["id"]], lot(f"turns {row['id']}")) for row in train
+        "questions": [
+            _questions(row, names[row["id"]], others[row["id"]], lot(f"questions {row['id']}"))
+            for row in train
         ]
         + [_as_messages(_photo(row)) for row in photos[: settings.num_asked_photos]],
+        "talks": [
+            _talk(row, names[row["id"]], others[row["id"]], lot(f"talk {row['id']}"))
+            for row in train
+        ],
         "unseen_style": _numbered(
             [
                 asked
@@ -402,15 +413,25 @@ def _numbered(rows: Sequence[Row]) -> list[Row]:
     return numbered
 
 
-def _conversation(row: Row, turns: Sequence[Row], rng: random.Random) -> Row:
-    """Join the questions about one drawing, in any order: its name among four, and others.
+def _questions(row: Row, names: Sequence[Row], others: Sequence[Row], rng: random.Random) -> Row:
+    """Join questions about one drawing, of which none is to see another.
 
-    Now and then the name is asked for without options, and then comes last: whoever has read it
-    could pick it out of four without looking.
+    Its name among four several times, one question of another kind, and now and then the name
+    without options.
     """
-    names = [turn for turn in turns if turn["kind"] == "name"]
-    others = [turn for turn in turns if turn["kind"] != "name"]
-    chosen = names + rng.sample(others, min(_MOST_OTHER_TURNS, len(others)))
+    chosen = [*names, *rng.sample(others, min(1, len(others)))]
+    if not names or rng.random() < 0.2:
+        chosen.append(_named(row, "name"))
+    return _as_messages({**_public(row), "kind": "questions"}, chosen)
+
+
+def _talk(row: Row, names: Sequence[Row], others: Sequence[Row], rng: random.Random) -> Row:
+    """Join questions about one drawing to a conversation.
+
+    The name among four stands in it once. Now and then the name is asked for without options, and
+    then comes last: whoever has read it could pick it out of four without looking.
+    """
+    chosen = [*names[:1], *rng.sample(others, min(2, len(others)))]
     rng.shuffle(chosen)
     if not names or rng.random() < 0.2:
         chosen.append(_named(row, "name"))
