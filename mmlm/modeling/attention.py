@@ -76,7 +76,7 @@ def segment_attention(
         )  # fmt: skip
     lengths = cu_seq_lens_q.diff().tolist()
     plain = not dropout and sliding_window is None
-    if plain and query.device.type == "cpu" and are_short(lengths, seen_before):
+    if plain and query.device.type == "cpu" and are_short(lengths, seen_before, query.shape[-1]):
         layout = lay_out(cu_seq_lens_q, seen_before)
         return short_attention(query, key, value, layout, scaling), None
     grouped = query.shape[1] != key.shape[1]

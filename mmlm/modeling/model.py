@@ -127,10 +127,8 @@ class MMLMModel(PreTrainedModel):
             pixel_values: ``(tiles, channels, height, width)``, or one row of numbers with the
                 `sizes` of the pictures; see `mmlm.modeling.pictures`
         """
-        learns = pixel_values.requires_grad or any(
-            parameter.requires_grad for parameter in self.vision.parameters()
-        )
-        learns = torch.is_grad_enabled() and learns
+        learning = (weight.requires_grad for weight in self.vision.parameters())
+        learns = torch.is_grad_enabled() and (pixel_values.requires_grad or any(learning))
         pixels = pixel_values.to(self._vision_dtype())
         with torch.set_grad_enabled(learns), quick_depthwise(pixels, learns=learns):
             if sizes is None:

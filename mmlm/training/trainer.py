@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,18 +35,17 @@ from mmlm.hub import upgrade
 from mmlm.language.adapters import merge_adapters
 from mmlm.language.routing import CANNOT_MERGE, is_routed
 from mmlm.recipes import find_recipe, list_recipes
-from mmlm.storage import cache_folder
 from mmlm.training.adapting import check_stages
 from mmlm.training.attention import choose_attention, set_attention
+from mmlm.training.caching import Caches
 from mmlm.training.callbacks import Growth, choose_questions
 from mmlm.training.checkpoint import Checkpoint, delete_old, last_checkpoint, load_checkpoint
 from mmlm.training.display import JsonLog, Tracker, open_trackers
-from mmlm.training.feature_cache import FeatureCache, TrunkCache, weights_key
+from mmlm.training.feature_cache import TrunkCache
 from mmlm.training.folder import RESULT, claim_folder
 from mmlm.training.forecast import choose_sharding
-from mmlm.training.learning import matching, public_name, table
+from mmlm.training.learning import matching, table
 from mmlm.training.memory import memory_here, plan_memory
-from mmlm.training.objectives import objectives
 from mmlm.training.optim import stable_name
 from mmlm.training.parallel import Engine
 from mmlm.training.precision import Precision, choose_precision
@@ -56,7 +55,6 @@ from mmlm.training.sharding import bytes_of, layers_of
 from mmlm.training.shared import Run, packing_of
 from mmlm.training.sharing import with_sharing
 from mmlm.training.stage import StageRun
-from mmlm.training.trunk import Trunk, find_trunk
 from mmlm.whole import WholeModel
 
 
@@ -91,7 +89,7 @@ class Trainer:
         self.recipe, self.folder, self.out = recipe, folder, out
         self.engine = Engine(recipe.run)
         self.quiet = quiet or not self.engine.is_main
-        self._caches: list[FeatureCache] = []
+        self._caches = Caches()
 
     def say(self, text: str = "") -> None:
         """Print a line, on the first rank."""
@@ -144,8 +142,7 @@ class Trainer:
             run.log.close()
             if run.growth is not None:
                 run.growth.log.close()
-            for cache in self._caches:
-                cache.close()
+            self._caches.close()
             for tracker in run.trackers:
                 tracker.close()
 
@@ -354,7 +351,7 @@ class Trainer:
         if run.was_spread:
             self._compose_anew(run)
         adapters = run.change_adapters(stage)
-        cache = self._cache(run, stage)
+        cache = self._caches.of(run, stage)
         running = StageRun(run, stage, number, mixture, cache=cache, checkpoint=checkpoint)
         self.say(f"\nstage {running.title}")
         if adapters is not None:
@@ -374,65 +371,6 @@ class Trainer:
             assert path is not None
             run.masters = load_checkpoint(path).weights
         return result
-
-    def _cache(self, run: Run, stage: StageConfig) -> FeatureCache | None:
-        """Open the feature cache, where the encoder stands still and has something to compute."""
-        config = self.recipe.run
-        model = run.assistant.model
-        chosen = matching(model, stage.patterns)
-        frozen = not any(public_name(name).startswith("vision.") for name in chosen)
-        has_weights = any(True for _ in model.model.vision.parameters())
-        if isinstance(model, WholeModel):
-            if config.feature_cache == "on":
-                raise ConfigError(
-                    "run.feature_cache is on, and a stock class taken whole gives no features by "
-                    "themselves. Use auto."
-                )
-            return None
-        layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
-        moving = model.config.video is not None  # and no clips
-        if config.feature_cache == "off" or not has_weights or layered or moving:
-            return None
-        trunk = None if frozen else self._trunk(run, stage, chosen)
-        if not frozen and trunk is None:
-            if config.feature_cache == "on":
-                raise ConfigError(
-                    f"run.feature_cache is on, but stage {stage.name} learns the encoder, whose "
-                    f"features change with every step, and has no lower layers that stand still "
-                    f"and could be kept instead. Use auto."
-                )
-            return None
-        own = run.assistant.processor.image_processor.to_dict()
-        facts = {key: own[key] for key in ("image", "vision_facts")} | {"v": 1}
-        dtype = torch.bfloat16 if run.precision.name.startswith("bf16") else torch.float32
-        most_bytes = int(config.feature_cache_gib * 2**30)
-        if trunk is None:
-            facts["dtype"] = str(dtype)
-            folder = cache_folder("features") / weights_key(model.model.vision.state_dict(), facts)
-        else:
-            facts |= {"dtype": str(trunk.dtype), "trunk": trunk.names}
-            folder = cache_folder("features") / weights_key(trunk.weights(), facts)
-        known = [cache for cache in self._caches if cache.folder == folder]
-        if known:
-            return known[0]
-        if trunk is None:
-            width = model.config.facts.width
-            cache = FeatureCache(folder, width=width, dtype=dtype, most_bytes=most_bytes)
-        else:
-            cache = TrunkCache(trunk, folder, most_bytes=most_bytes)
-        self._caches.append(cache)
-        return cache
-
-    def _trunk(self, run: Run, stage: StageConfig, learning: Collection[str]) -> Trunk | None:
-        """Return the lower layers of an encoder whose upper layers learn, where that is safe."""
-        config, model = self.recipe.run, run.assistant.model
-        objective = objectives.read(stage.objective, origin=f"stages.{stage.name}.objective")
-        anew = config.compile or config.gradient_checkpointing  # layers are called in other ways
-        if run.engine.in_step or anew or objective.sees_pixels or model.model.counter.is_flat:
-            return None
-        chosen = {id(p) for name, p in model.named_parameters() if name in learning}
-        encoder = model.model.vision
-        return find_trunk(encoder, {n for n, p in encoder.named_parameters() if id(p) in chosen})
 
     def _save(self, run: Run, stages: list[StageResult]) -> RunResult:
         """Write model, delta and result; the result last, so that its presence means done."""

@@ -57,7 +57,19 @@ def test_every_token_has_one_place_and_sees_no_padding():
 
 
 def test_few_or_long_segments_are_left_to_separate_calls():
-    assert are_short([20] * 8, None)
-    assert not are_short([20] * 3, None)
-    assert not are_short([20] * 8 + [MOST_TOKENS + 1], None)
-    assert not are_short([20] * 8, torch.tensor([[0, 0]] * 7 + [[0, MOST_TOKENS]]))
+    assert are_short([20] * 8, None, 64)
+    assert not are_short([20] * 3, None, 64)
+    assert not are_short([20] * 8, None, 16)
+    assert not are_short([20] * 8 + [MOST_TOKENS + 1], None, 64)
+    assert not are_short([20] * 8, torch.tensor([[0, 0]] * 7 + [[0, MOST_TOKENS]]), 64)
+
+
+def test_under_autocast_it_computes_in_its_precision():
+    states = [torch.randn(1, n, 40, 32, requires_grad=True) for n in (4, 2, 2)]
+    states[2] = states[2].detach().bfloat16().requires_grad_()  # a projection gives bfloat16
+    borders = torch.tensor([0, 10, 20, 30, 40], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = attention.segment_attention(nn.Module(), *states, None, cu_seq_lens_q=borders)
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert [state.grad.dtype for state in states] == [torch.float32] * 2 + [torch.bfloat16]

@@ -419,7 +419,8 @@ def _questions(row: Row, names: Sequence[Row], others: Sequence[Row], rng: rando
     Its name among four several times, one question of another kind, and now and then the name
     without options.
     """
-    chosen = [*names, *rng.sample(others, min(1, len(others)))]
+    asked = {turn["question"]: turn for turn in names}
+    chosen = [*asked.values(), *rng.sample(others, min(1, len(others)))]
     if not names or rng.random() < 0.2:
         chosen.append(_named(row, "name"))
     return _as_messages({**_public(row), "kind": "questions"}, chosen)

@@ -160,7 +160,7 @@ def _image(
         grids = _grids(values, side or _side_in(str(values["mm_vision_tower"])), origin)
         unpad = "unpad" in str(values.get("mm_patch_merge_type", "flat"))
         layout = "unpad" if unpad else "plain"
-        words = {"use": "tiles", "rule": "anyres", "grids": grids, "layout": layout}
+        words: dict[str, Any] = {"use": "tiles", "rule": "anyres", "grids": grids, "layout": layout}
         most = kind.removeprefix("anyres_max_")
         if unpad and most.isdigit():
             words["shrink_above"] = int(most)
