@@ -19,8 +19,8 @@ def deal(costs: Sequence[float], world: int) -> list[list[int]]:
         costs: What each row costs, in any unit.
         world: The number of ranks.
 
-    >>> deal([9, 1, 1, 9, 5, 5], 2)
-    [[0, 1, 4], [2, 3, 5]]
+    >>> deal([9, 1, 9, 1], 2)
+    [[0, 1], [2, 3]]
     >>> deal([1, 9], 2)
     [[0], [1]]
     """

@@ -43,6 +43,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert len(drops) == 2 * 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     recipe = tiny_recipe(tmp_path, row_tokens=100)
     recipe["stages"] = recipe["stages"][:1]
