@@ -2,7 +2,7 @@
 
 PyTorch has no fast kernel for the gradient of a depthwise convolution in bf16 on a CPU. For the
 last third of EfficientNet-Lite0, 32 tiles of 128 pixels, forward and backward took 186 ms in bf16,
-and 78 ms with those layers alone in float32, channels last (two cores, torch 2.11). Weights stay
+and 78 ms with those layers alone in float32, channels last (two cores, torch 2.15). Weights stay
 in bf16.
 """
 

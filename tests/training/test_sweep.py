@@ -73,7 +73,7 @@ def test_the_log_the_page_and_the_card_say_how_the_training_went(tmp_path):
         list(row["loss_by_source"].values()) == [pytest.approx(row["loss"], rel=1e-4)]
         for row in rows
     )
-    assert all(row["mfu"] > 0 and row["memory_gib"] > 0 for row in rows)
+    assert all(0 < row["mfu"] < 2 and row["memory_gib"] > 0 for row in rows)
     page = (result.out / "report.html").read_text()
     assert "MFU" in page
     assert "Loss by source" in page

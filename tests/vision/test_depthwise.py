@@ -1,7 +1,10 @@
 """Depthwise convolutions in bf16 on a CPU: the same values, by a quicker way."""
 
+import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
+from torch.overrides import TorchFunctionMode
 
 from mmlm.vision.depthwise import quick_depthwise
 
@@ -28,23 +31,35 @@ def test_values_and_gradients_are_those_of_bf16_within_its_rounding():
         torch.testing.assert_close(found.float(), right, rtol=2e-2, atol=2e-2)
 
 
-def test_other_convolutions_and_other_precisions_are_left_alone():
-    torch.manual_seed(0)
-    plain = nn.Conv2d(4, 8, 3).bfloat16()
-    pixels = torch.randn(2, 4, 8, 8).bfloat16()
-    wide = nn.Conv2d(4, 4, 3, groups=4)
-    with quick_depthwise(pixels, learns=True):
-        assert torch.equal(plain(pixels), plain.forward(pixels))
-        before = plain(pixels)
-        wide_before = wide(pixels.float())
-    assert torch.equal(plain(pixels), before)
-    assert torch.equal(wide(pixels.float()), wide_before)
+class Watch(TorchFunctionMode):
+    """Keeps the precision of every convolution that is really called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is conv2d:
+            self.seen.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
 
 
-def test_without_gradients_nothing_is_changed():
-    layer = nn.Conv2d(8, 8, 3, groups=8).bfloat16()
-    pixels = torch.randn(2, 8, 6, 6).bfloat16()
-    with torch.no_grad():
-        before = layer(pixels)
-        with quick_depthwise(pixels, learns=False):
-            assert torch.equal(layer(pixels), before)
+@pytest.mark.parametrize(
+    ("groups", "dtype", "learns", "computed"),
+    [
+        (8, torch.bfloat16, True, torch.float32),
+        (8, torch.bfloat16, False, torch.bfloat16),
+        (8, torch.float32, True, torch.float32),
+        (2, torch.bfloat16, True, torch.bfloat16),
+        (1, torch.bfloat16, True, torch.bfloat16),
+    ],
+)
+def test_only_depthwise_ones_that_learn_in_bf16_are_computed_in_float32(
+    groups, dtype, learns, computed
+):
+    layer = nn.Conv2d(8, 8, 3, groups=groups).to(dtype)
+    pixels = torch.randn(2, 8, 6, 6).to(dtype)
+    with Watch() as watch, quick_depthwise(pixels, learns=learns):
+        output = layer(pixels)
+    assert watch.seen == [computed]
+    assert output.dtype == dtype
