@@ -5,7 +5,7 @@
 Each run is a forked child, so that the imports are paid once. A child is killed with SIGKILL
 a random while after it has logged some more steps: in a step, in a save, or between stages. The
 moment hangs on its progress and not on a clock, so that a busy machine kills it too. Prints a
-line for each child.
+line for each child, and after a kill the stage of the last step that was logged.
 """
 
 from __future__ import annotations
@@ -63,7 +63,14 @@ def main(recipe_file: str, folder: str, kills: str) -> None:
         log = place / "killed" / "log.jsonl"
         return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    print(f"unbroken {in_child(run('unbroken'))}", flush=True)
+    def stage_told() -> str:
+        whole = (place / "killed" / "log.jsonl").read_text().split("\n")[:-1]
+        return json.loads(whole[-1])["stage"]
+
+    status = in_child(run("unbroken"))
+    print(f"unbroken {status}", flush=True)
+    if status:
+        sys.exit("The run that nobody kills failed.")
     draw = random.Random(0)
     for _ in range(int(kills)):
         if (place / "killed" / "result.json").exists():
@@ -78,6 +85,8 @@ def main(recipe_file: str, folder: str, kills: str) -> None:
 
         status = in_child(run("killed"), is_time)
         print(f"killed {status}", flush=True)
+        if status == signal.SIGKILL:
+            print(f"in {stage_told()}", flush=True)
     print(f"finished {in_child(run('killed'))}", flush=True)
 
 

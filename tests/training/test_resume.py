@@ -24,6 +24,8 @@ from mmlm.training.checkpoint import (
     save_checkpoint,
 )
 from mmlm.training.stage import StageRun
+from tests.training.test_distillation import teacher
+from tests.training.test_preference import write_pairs
 from tests.training.tiny_run import tiny_recipe, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -109,19 +111,27 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
 def test_twenty_kills_over_every_kind_of_stage_change_no_bit(tmp_path):
     pytest.importorskip("peft", reason="one of the stages learns adapters")
     write_rows(tmp_path, 40, bad=2)
-    recipe = tiny_recipe(tmp_path, checkpoint_every=1)
+    # Of the eight pairs two are none.
+    recipe = tiny_recipe(tmp_path, checkpoint_every=1, drop_budget=0.5)
     align, instruct = recipe["stages"]
-    few = {"until": {"steps": 16}}
+    few = {"until": {"steps": 10}}
     lora = {"learn": ["adapters.*", "connector.*"], "adapters": {"use": "lora", "dropout": 0.1}}
+    see = {"objective": {"use": "distillation", "teacher": teacher(tmp_path, "siglip")}}
+    prefer = {**lora, "learn": ["adapters.*"], "objective": {"use": "preference"},
+              "step_tokens": 600, "peak_lr": 1e-3,
+              "data": {"use": "pairs", "path": str(write_pairs(tmp_path))}}  # fmt: skip
     recipe["stages"] = [
+        {**align, **few, "name": "words", "objective": {"use": "word_match"}},
         {**align, **few},
+        {**align, **few, **see, "name": "see", "learn": ["vision.*"]},
         {**instruct, **few, "name": "all", "learn": ["vision.*", "connector.*", "language.*"],
          "drop_path": 0.2},
         {**instruct, **few, **lora, "name": "lora", "peak_lr": 1e-3},
+        {**instruct, **few, **prefer, "name": "prefer"},
         {**instruct, **few},
     ]  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    kills = os.environ.get("MMLM_TEST_KILLS", "24")
+    kills = os.environ.get("MMLM_TEST_KILLS", "60")  # or until it is finished
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.kill_often", str(tmp_path / "recipe.json"),
          str(tmp_path), kills],
@@ -133,6 +143,8 @@ def test_twenty_kills_over_every_kind_of_stage_change_no_bit(tmp_path):
     assert "finished 0" in lines, done.stdout
     killed = lines.count(f"killed {signal.SIGKILL}")
     assert killed >= min(20, int(kills) - 1), done.stdout
+    if int(kills) >= 60:
+        assert {f"in {stage['name']}" for stage in recipe["stages"]} <= set(lines), done.stdout
     assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
 
 
