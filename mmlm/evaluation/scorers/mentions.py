@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -36,6 +36,10 @@ _ALIKE_ABOVE = 0.8
 _TOLD_APART = ("cat", "dog")
 """Two words that a model with all its vectors tells apart."""
 
+_WANTED = (
+    "scorer: `relation` and `safe_words` must name relation.json and safe_words.txt of AMBER's "
+    "`data/`"
+)
 _NOT_THERE = " (not there)"
 _NOTHING = "no thing"
 
@@ -67,17 +71,25 @@ def read_words(relation: str, safe_words: str) -> Words:
     """Read the two files.
 
     Raises:
-        ConfigError: if one of them cannot be read.
+        ConfigError: if one of them cannot be read, or is another file.
     """
     try:
-        table = json.loads(Path(relation).read_text(encoding="utf-8"))
+        table: Any = json.loads(Path(relation).read_text(encoding="utf-8"))
         lines = Path(safe_words).read_text(encoding="utf-8").splitlines()
-        related = {str(word): tuple(map(str, others)) for word, others in table.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"scorer: `relation` and `safe_words` must name relation.json and safe_words.txt of "
-            f"AMBER's `data/`; they cannot be read: {error}."
-        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{_WANTED}; they cannot be read: {error}.") from None
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{_WANTED}; {relation} holds no words with their relations.")
+    related: dict[str, tuple[str, ...]] = {}
+    for word, others in cast(dict[str, Any], table).items():
+        if not isinstance(others, list) or not all(
+            isinstance(other, str) for other in cast(list[Any], others)
+        ):
+            raise ConfigError(
+                f"{_WANTED}; in {relation}, {word!r} must have a list of words "
+                f"(got {others!r:.60})."
+            )
+        related[word] = tuple(cast(list[str], others))
     known = frozenset(related).union(*related.values())
     return Words(related, frozenset(line.strip() for line in lines), known)
 

