@@ -23,7 +23,7 @@ import mmlm
 from mmlm.generation.session import Sessions
 from mmlm.serving.engine import Engine
 from mmlm.serving.openai_api import build_api
-from tests import tiny
+from tests import tiny, vllm_on_cpu
 from tests.serving.live import free_port, until
 from tests.serving.test_live import asked
 
@@ -33,22 +33,15 @@ pytestmark = [
 ]
 START_SECONDS = float(os.environ.get("MMLM_VLLM_SECONDS", "1800"))
 SMALL = {
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2]),
+    **vllm_on_cpu.SETTINGS, "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
 }  # fmt: skip
 WORDS = "--dtype float32 --enforce-eager --max-model-len 512 --max-num-seqs 4"
-CPU_HEADS = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
-"""vLLM's attention on a CPU knows heads of 32 numbers and more."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("stock")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in CPU_HEADS.items():
-            patch.setitem(tiny.TEXT, key, value)
-        tiny.compose_tiny(place / "parts").save(place / "model")
-    return place / "model"
+    return vllm_on_cpu.save_stock(tmp_path_factory.mktemp("stock"))
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,10 @@ from mmlm.evaluation.benchmarks.conditions import Case, cases
 from mmlm.evaluation.benchmarks.items import Item
 from mmlm.evaluation.scorers import Target
 from mmlm.generation import GenerationSettings
-from tests import tiny
+from tests import vllm_on_cpu
 
-CPU_HEADS = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
-"""vLLM's attention on a CPU knows heads of 32 numbers and more."""
 SMALL = {
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    **vllm_on_cpu.SETTINGS, "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }  # fmt: skip
 CASE = Case("made", "image", Item("7", "x", {}, (), (), Target(("a",))), "?", (), (), ("a", "b"))
 
@@ -59,12 +56,7 @@ def test_other_tokens_than_were_written_are_refused():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("stock")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in CPU_HEADS.items():
-            patch.setitem(tiny.TEXT, key, value)
-        tiny.compose_tiny(place / "parts").save(place / "model")
-    return place / "model"
+    return vllm_on_cpu.save_stock(tmp_path_factory.mktemp("stock"))
 
 
 @pytest.fixture(scope="module")
