@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.made import write_tars
-from tests.training.launching import group, launch
+from tests.training.launching import KILLED, group, launch
 from tests.training.test_resume import assert_crashes_change_nothing, assert_same_bits
 from tests.training.tiny_run import tiny_recipe, write_rows
 
@@ -61,10 +61,12 @@ def test_a_run_over_a_stream_that_is_killed_again_and_again_ends_in_the_same_bit
 @pytest.mark.slow
 def test_two_processes_that_split_a_stream_and_are_killed_end_in_the_same_bits(tmp_path):
     recipe = stream_recipe(tmp_path, mixed=True, row_tokens=100, checkpoint_every=2)
-    launch(
+    kills = (["align", 3], 2, 4)  # at a step, and from outside after so many more lines of the log
+    statuses = launch(
         group((recipe, tmp_path / "one", {}, None)),
-        group((recipe, tmp_path / "two", {}, ["align", 3])),
+        *(group((recipe, tmp_path / "two", {}, moment)) for moment in kills),
         group((recipe, tmp_path / "two", {}, None)),
     )
+    assert statuses[1:-1] == [[KILLED] * 2, [-signal.SIGKILL] * 2, [-signal.SIGKILL] * 2]
     assert_same_bits(tmp_path / "one", tmp_path / "two")
     assert "cut_shard" in (tmp_path / "one" / "quarantine.jsonl").read_text()

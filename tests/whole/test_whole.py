@@ -154,11 +154,21 @@ def test_two_pictures_and_labels_are_those_of_the_stock_processor(folders, name)
     assert sum(images) == sum(i == processor.image_token_id for i in encoded.ids)
 
 
-def test_adapters_are_merged_into_the_class_that_is_saved(folders, tmp_path):
+def test_features_of_a_class_taken_whole_are_not_kept_and_that_is_said(folders, tmp_path):
+    words = recipe_of(folders["qwen2_vl"], tmp_path)
+    words["run"]["feature_cache"] = "on"
+    with pytest.raises(ConfigError, match="gives no features by themselves"):
+        train(words, tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("use", ["lora", "qlora"])
+def test_adapters_are_merged_into_the_class_that_is_saved(folders, tmp_path, use):
     pytest.importorskip("peft")
+    if use == "qlora":
+        pytest.importorskip("bitsandbytes")
     words = recipe_of(
         folders["qwen2_vl"], tmp_path, learn=["adapters.*", "connector.*"],
-        adapters={"use": "lora", "rank": 4}, peak_lr=1e-2,
+        adapters={"use": use, "rank": 4}, peak_lr=1e-2,
     )  # fmt: skip
     words["run"]["ask"] = {"every_steps": 2, "num": 1, "max_new_tokens": 2}
     words["validation"] = {"data": words["stages"][0]["data"], "every_steps": 2, "samples": 4}
