@@ -296,7 +296,8 @@ class ChatFormat:
             backend = self.tokenizer.backend_tokenizer
             # What a call of the tokenizer would set; others may have asked it to cut or to pad.
             if backend.truncation is backend.padding is None and not backend.encode_special_tokens:
-                encoded = backend.encode(text, add_special_tokens=False)
+                # The call for several texts lets other threads run meanwhile; the other does not.
+                (encoded,) = backend.encode_batch([text], add_special_tokens=False)
                 return encoded.ids, encoded.offsets
         encoding = self.tokenizer(
             text,

@@ -10,6 +10,7 @@ use. Nothing here tokenises, and nothing here knows which words the loss covers:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -41,7 +42,7 @@ _WITH_SYSTEM = (
     "else [dict(role='system', content=SYSTEM)]) + mmlm.messages"
 )
 _MARK = "{#- mmlm: text and image parts become text -#}"
-_PRELUDE = (
+_JOIN_PARTS = (
     _MARK
     + """
 {%- set mmlm = namespace(messages=[]) -%}
@@ -60,8 +61,11 @@ _PRELUDE = (
         {%- set mmlm.messages = mmlm.messages + [dict(message, content=turn.text)] -%}
     {%- endif -%}
 {%- endfor -%}
-VARIABLES{%- set messages = MESSAGES """
+"""
 )
+_PRELUDE = _JOIN_PARTS + "VARIABLES{%- set messages = MESSAGES "
+_JOINED_ALREADY = "{%- set mmlm = namespace(messages=messages) -%}\n"
+_WRITTEN_JOIN = re.compile(re.escape(_JOIN_PARTS).replace("IMAGE", r'("(?:[^"\\]|\\.)*")'))
 
 
 def wrap_template(
@@ -121,12 +125,18 @@ def template_of(tokenizer: Any) -> str:
 
 
 class Renderer:
-    """Renders conversations with one template, as a stock processor would."""
+    """Renders conversations with one template, as a stock processor would.
+
+    What the prelude of `wrap_template` does to the parts of a turn is done here in Python, and the
+    rest of the template rendered: the same text in a third of the time.
+    """
 
     def __init__(self, tokenizer: Any, template: str) -> None:
         self.template = template
-        self._is_wrapped = template.startswith(_MARK)
         self.variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        join = _WRITTEN_JOIN.match(template)
+        self._place = None if join is None else str(json.loads(join[1]))
+        self._rest = template if join is None else _JOINED_ALREADY + template[join.end() :]
 
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Render a conversation.
@@ -151,10 +161,11 @@ class Renderer:
         from jinja2.exceptions import TemplateError as JinjaError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        place = self._place
         try:
             rendered: Any = render_jinja_template(
-                conversations=[_blind(messages, plain=self._is_wrapped)],
-                chat_template=self.template,
+                conversations=[_blind(messages) if place is None else _joined(messages, place)],
+                chat_template=self._rest,
                 add_generation_prompt=add_generation_prompt,
                 return_assistant_tokens_mask=markers,
                 **self.variables,
@@ -165,13 +176,9 @@ class Renderer:
         return texts[0], [(begin, end) for begin, end in spans[0]] if markers else []
 
 
-def _blind(messages: Sequence[Message], *, plain: bool) -> list[dict[str, Any]]:
-    """Write messages as the template sees them: an image is only a place.
-
-    With `plain`, a turn of text alone is a string: what the prelude of a wrapped template would
-    make of its parts, in a third of the time.
-    """
-    rows = to_openai(
+def _blind(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Write messages as a template that takes parts sees them: an image is only a place."""
+    return to_openai(
         [
             Message(
                 message.role,
@@ -180,10 +187,18 @@ def _blind(messages: Sequence[Message], *, plain: bool) -> list[dict[str, Any]]:
             for message in messages
         ]
     )
-    if plain:
-        for message, row in zip(messages, rows, strict=True):
-            if all(isinstance(part, Text) for part in message.content):
-                row["content"] = message.text
+
+
+def _joined(messages: Sequence[Message], place: str) -> list[dict[str, Any]]:
+    """Write messages as the prelude of a wrapped template leaves them: every turn is a text."""
+    rows: list[dict[str, Any]] = []
+    for message in messages:
+        last = len(message.content) - 1
+        words = [
+            part.text if isinstance(part, Text) else place if index == last else f"{place}\n"
+            for index, part in enumerate(message.content)
+        ]
+        rows.append({"role": message.role, "content": "".join(words)})
     return rows
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mmlm.errors import AlignmentError, ConfigError, TemplateError
 from mmlm.language import ChatFormat, wrap_template
+from mmlm.language.template import Renderer
 from mmlm.messages import ImagePart, Message, Text, assistant, system, to_openai, user
 from tests.language.families import FAMILIES, Family
 
@@ -389,6 +390,29 @@ def test_a_model_without_a_template_gets_a_plain_one():
 def test_wrapping_twice_is_wrapping_once():
     once = wrap_template("{{ messages[0]['content'] }}")
     assert wrap_template(once) == once
+
+
+@pytest.mark.parametrize("system_words", [None, "Be kind."])
+def test_a_wrapped_template_is_rendered_as_stock_tools_render_it(system_words):
+    tokenizer = BY_NAME["chatml"].tokenizer()
+    place = '<pic "1">'
+    template = wrap_template(
+        " {{ mood }}" + tokenizer.chat_template, image_token=place, variables={"mood": "é"},
+        system=system_words,
+    )  # fmt: skip
+    renderer = Renderer(tokenizer, template)
+    word = Text("What?")
+    for content in (
+        (), (word,), (ImagePart(),), (ImagePart(), word), (word, ImagePart()),
+        (ImagePart(), ImagePart()), (word, ImagePart(), ImagePart(), word, word),
+    ):  # fmt: skip
+        for messages in ([Message("user", content)], [*TOLD, Message("user", content)]):
+            stock = tokenizer.apply_chat_template(
+                to_openai(messages), chat_template=template, tokenize=False,
+                add_generation_prompt=True,
+            )  # fmt: skip
+            assert renderer(messages, add_generation_prompt=True) == stock
+            assert stock.count(place) == sum(len(message.images) for message in messages)
 
 
 def test_white_space_at_the_head_of_a_template_is_kept():
