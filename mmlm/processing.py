@@ -218,8 +218,9 @@ class MMLMImageProcessor(BaseImageProcessor):
         self, image: Any, tiles: Sequence[Tile], facts: VisionFacts, outside: str | None = None
     ) -> list[Tensor]:
         """Cut tiles for one encoder, normalised as it wants them."""
-        fill: Any = (0,) * facts.channels
-        if (outside or self.counter.policy.fill) == "mean":
+        colour = outside or self.counter.policy.fill
+        fill: Any = (int(colour == "near_black"),) * facts.channels
+        if colour == "mean":
             # Cut off and not rounded, as LlavaImageProcessor does: padding is most of some
             # pictures.
             fill = tuple(int(value * 255) for value in facts.mean)

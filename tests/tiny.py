@@ -20,6 +20,7 @@ from transformers import (
     GemmaConfig,
     InternVLVisionConfig,
     LlamaConfig,
+    PersimmonConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
@@ -68,16 +69,31 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def _with_pad_first(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer whose token 0 is the unknown one, as in Fuyu's."""
+    letters = ["<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    core.pre_tokenizer, core.decoder = (
+        tokenizer.backend_tokenizer.pre_tokenizer,
+        decoders.ByteLevel(),
+    )
+    names = {"eos_token": "<|im_end|>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
 def save_language(folder: Path, kind: str = "llama", seed: int = 0) -> Path:
     """Write a tiny random language model with its tokenizer."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    if kind == "persimmon":
+        tokenizer = _with_pad_first(tokenizer)
     settings: dict[str, Any] = {**TEXT, **ids, "vocab_size": len(tokenizer)}
     configs = {
         "llama": lambda: LlamaConfig(**settings, tie_word_embeddings=False),
         "smollm": lambda: LlamaConfig(**settings, tie_word_embeddings=True),
         "qwen2": lambda: Qwen2Config(**settings, tie_word_embeddings=True),
+        "persimmon": lambda: PersimmonConfig(**settings),
         "gemma": lambda: GemmaConfig(**settings, head_dim=8),
         "gemma3": lambda: Gemma3TextConfig(**settings, head_dim=8, query_pre_attn_scalar=8),
     }
@@ -119,5 +135,6 @@ def compose_tiny(folder: Path, vision: str = "clip", language: str = "llama", **
     else:
         eye = {"use": "hf", "checkpoint": str(save_vision(folder / vision, vision)), "layer": -2}
     words = {"use": "causal_lm", "checkpoint": str(save_language(folder / language, language))}
+    words |= parts.pop("talk", {})
     torch.manual_seed(2)
     return compose(vision=parts.pop("eye", eye), language=words, **parts)

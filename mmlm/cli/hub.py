@@ -22,6 +22,7 @@ _CLASSES = (
     "cohere2_vision",
     "deepseek_vl",
     "fast_vlm",
+    "fuyu",
     "gemma3",
     "hyperclovax_vision",
     "idefics3",

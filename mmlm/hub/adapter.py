@@ -109,7 +109,8 @@ def export_adapter(
             return name
         if name == CONNECTOR:
             first = f"{name}.{next(iter(model.get_submodule(name).state_dict()))}"
-            return rename(first).rsplit(".", 2)[0]
+            theirs = rename(first)
+            return theirs.rsplit(".", 1 if theirs.count(".") == 2 else 2)[0]
         (theirs,) = target.key_map(model.config).to_theirs({name: 0}, origin=name)
         return _in_memory(theirs)
 

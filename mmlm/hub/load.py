@@ -140,6 +140,7 @@ def _load_folder(folder: Path, dtype: torch.dtype | None) -> Parts:
     if manifest is not None:
         check_weights(folder, manifest.get("weights") or {})
     weight_files(folder)
+    target: StockClass | None = None
     if model_type == MMLMConfig.model_type:
         config = MMLMConfig.from_dict(values)
         state = read_state(folder)
@@ -154,7 +155,7 @@ def _load_folder(folder: Path, dtype: torch.dtype | None) -> Parts:
         config = composition_of(folder, target, values, manifest)
         state = target.to_ours(read_state(folder), config, origin=str(folder))
     model = build(config, state, dtype=dtype or _dtype(values), origin=str(folder))
-    processor = read_processor(folder, config)
+    processor = read_processor(folder, config, target)
     model.generation_config = _generation_config(folder, processor)
     return model.eval(), processor
 
@@ -262,7 +263,9 @@ def build(
     return model
 
 
-def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
+def read_processor(
+    folder: Path, config: MMLMConfig, target: StockClass | None = None
+) -> MMLMProcessor:
     """Read tokenizer and template of a folder, and join them with the config's image processor.
 
     Raises:
@@ -277,6 +280,8 @@ def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
             f"download the folder again."
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if target is not None:
+        tokenizer = target.our_tokenizer(tokenizer)
     known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if known != config.image_token_id:
         raise CheckpointError(
@@ -292,6 +297,8 @@ def read_processor(folder: Path, config: MMLMConfig) -> MMLMProcessor:
         )
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else None
+    if target is not None:
+        text = target.our_template(text)
     processor = MMLMProcessor(MMLMImageProcessor.from_config(config), tokenizer, chat_template=text)
     try:
         processor.chat.render([user("A question", [None])], add_generation_prompt=True)

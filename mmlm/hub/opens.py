@@ -35,8 +35,10 @@ def opens_in(config: MMLMConfig) -> list[Opens]:
         Opens(
             "transformers", "yes", f"{name} through AutoModelForImageTextToText; asserted on save"
         ),
-        Opens("pipeline", "yes", 'pipeline("image-text-to-text"), without MMLM installed'),
     ]
+    if not found.target.keeps_template:
+        return rows + _without_template(name)
+    rows.append(Opens("pipeline", "yes", 'pipeline("image-text-to-text"), without MMLM installed'))
     return rows + (_llava(config) if name == "LlavaForConditionalGeneration" else _other(name))
 
 
@@ -104,6 +106,17 @@ def _llama_cpp(config: MMLMConfig) -> Opens:
     near = ", near and not equal" if config.facts.num_prefix else ""
     said = f"after `mmlm export --to gguf`; xllamacpp 2026.10 answered the like{near}"
     return Opens("llama.cpp", "yes", said)
+
+
+def _without_template(name: str) -> list[Opens]:
+    """Say what opens a class whose processor keeps no chat template, so that messages fail."""
+    asks = "it asks with messages, and the processor of transformers 5.23 keeps no chat template"
+    others = ("vLLM", "SGLang", "llama.cpp", "lmms-eval")
+    return [
+        Opens("pipeline", "yes", "with `images=` and `text=`; messages need a template, see there"),
+        Opens("transformers serve", "no", asks),
+        *(Opens(tool, "untried", f"nobody ran it on {name} of this library") for tool in others),
+    ]
 
 
 def _other(name: str) -> list[Opens]:

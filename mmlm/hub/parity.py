@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmlm.errors import CheckpointError
-from mmlm.messages import Message, to_openai, user
+from mmlm.hub.stock import StockClass
+from mmlm.messages import Message, user
 from mmlm.processing import MMLMProcessor
 
 # Both sides do the same operations on the same numbers; only the order of some additions may
@@ -28,6 +29,7 @@ from mmlm.processing import MMLMProcessor
 TOLERANCE = 1e-5
 NEW_TOKENS = 8
 QUESTION = "What is in the picture?"
+_PIXELS = ("pixel_values", "image_patches")
 
 
 class Heard(NamedTuple):
@@ -78,7 +80,12 @@ def listen(model: Any, processor: MMLMProcessor) -> Heard:
 
 @torch.no_grad()
 def listen_to_folder(
-    folder: Path, processor: MMLMProcessor, device: torch.device, *, trust: bool = False
+    folder: Path,
+    processor: MMLMProcessor,
+    device: torch.device,
+    *,
+    target: StockClass | None = None,
+    trust: bool = False,
 ) -> Heard:
     """Load the folder through the Auto classes and ask it the same.
 
@@ -86,6 +93,7 @@ def listen_to_folder(
         folder: The folder.
         processor: Ours, for what it stops at.
         device: Where to.
+        target: The stock class that it is, if it is one.
         trust: Whether to run the code in the folder, which was written just now.
 
     Raises:
@@ -109,16 +117,12 @@ def listen_to_folder(
                 f"composition. `model.save_pretrained` writes MMLM's own class meanwhile."
             )
     model = model.to(device).eval()
-    inputs = theirs.apply_chat_template(
-        to_openai(probe_messages()),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(device)
+    target = target or StockClass()
+    inputs = target.asked(theirs, probe_messages()).to(device)
     logits = model(**inputs).logits[0]
     answer = model.generate(**inputs, **_greedy(processor))
-    ids, pixels = inputs["input_ids"][0], inputs["pixel_values"].cpu()
+    ids = target.as_ours(inputs["input_ids"][0], processor.tokenizer)
+    pixels = inputs[next(key for key in _PIXELS if key in inputs)].cpu()
     if pixels.ndim == 5:  # pictures × tiles
         pixels = pixels.flatten(0, 1)
     return Heard(ids.cpu(), pixels, logits.float().cpu(), answer[0, len(ids) :].cpu())

@@ -94,12 +94,13 @@ def save_stock(
         config = target.stock_config(model.config)
         config.architectures = [target.class_name]
         _write_config(config, model, aside)
-        write_state(target.to_stock(own_state(model), model.config), aside)
+        state = target.with_words(own_state(model), model.config, processor.tokenizer)
+        write_state(target.to_stock(state, model.config), aside)
         tokenizer = with_named_tokens(processor.tokenizer, target.named_tokens(processor))
         target.processor(model.config, processor, tokenizer).save_pretrained(aside)
         generation_config(model, processor).save_pretrained(aside)
         target.finish(aside)
-        heard = listen_to_folder(aside, processor, model.device)
+        heard = listen_to_folder(aside, processor, model.device, target=target)
         apart = assert_same(
             listen(model, processor),
             heard,

@@ -11,7 +11,7 @@ is asserted on logits by `mmlm.hub.parity` each time a folder is saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +24,7 @@ from mmlm.config import PartConfig
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.hub.keymaps import KeyMap
 from mmlm.images import CropConfig, LetterboxConfig, SquashConfig
+from mmlm.messages import Message, to_openai
 from mmlm.modeling import MMLMConfig
 from mmlm.processing import MMLMProcessor
 from mmlm.registry import Registry
@@ -51,6 +52,9 @@ class StockClass(PartConfig):
 
     caveat: ClassVar[str] = ""
     """Where the class treats something else than one picture otherwise, in a few words."""
+
+    keeps_template: ClassVar[bool] = True
+    """Whether its processor keeps the chat template, so that it is asked with messages."""
 
     rank: ClassVar[int] = 100
     """Where several classes compute the same, the lowest rank is written: the best known one."""
@@ -81,6 +85,34 @@ class StockClass(PartConfig):
     def our_tower(self, stock: PretrainedConfig) -> PretrainedConfig | None:
         """Return the config of the tower as MMLM holds it, from the stock class's config."""
         return getattr(stock, "vision_config", None)
+
+    def our_tokenizer(self, tokenizer: Any) -> Any:
+        """Return a folder's tokenizer as MMLM holds it."""
+        return tokenizer
+
+    def our_template(self, template: str | None) -> str | None:
+        """Return a folder's chat template as MMLM holds it."""
+        return template
+
+    def asked(self, processor: Any, messages: Sequence[Message]) -> Any:
+        """Return what the stock processor makes of a question."""
+        return processor.apply_chat_template(
+            to_openai(messages),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    def as_ours(self, ids: Tensor, tokenizer: Any) -> Tensor:
+        """Return the stock processor's tokens as ours are: the placeholders alone."""
+        return ids
+
+    def with_words(
+        self, state: Mapping[str, Tensor], config: MMLMConfig, tokenizer: Any
+    ) -> Mapping[str, Tensor]:
+        """Return our tensors with those that the class keeps as embeddings of words."""
+        return state
 
     def key_map(self, config: MMLMConfig) -> KeyMap:
         """Return the pairs of our prefixes and those of the published layout."""

@@ -104,8 +104,8 @@ class ImagePolicyConfig(PartConfig):
         raise NotImplementedError
 
     @property
-    def fill(self) -> Literal["mean", "black"]:
-        """The colour of what lies outside the picture: the encoder's mean, or black."""
+    def fill(self) -> Literal["mean", "black", "near_black"]:
+        """The colour outside the picture: the encoder's mean, black, or 1 of 255."""
         return "mean"
 
     @property

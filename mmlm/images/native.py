@@ -1,6 +1,6 @@
 """The policy `native`: the picture at its own proportions, as one tile of a size of its own.
 
-Four rules turn the size of the picture into sides that are multiples of the encoder's step:
+Five rules turn the size of the picture into sides that are multiples of the encoder's step:
 
     smart      the nearest multiples, scaled into a budget of tokens only where needed
                (Qwen2-VL, arXiv 2409.12191; `smart_resize`)
@@ -8,6 +8,8 @@ Four rules turn the size of the picture into sides that are multiples of the enc
                2502.14786; `Siglip2ImageProcessor`)
     long_side  the longer side at most `long_side_px`, both rounded up (SOLO, arXiv 2407.06438;
                Pixtral, arXiv 2410.07073; `PixtralImageProcessor`)
+    padded     shrunk into `box_px`, never enlarged, then padded at the right and below to whole
+               cells (Fuyu, Adept 2023; `FuyuImageProcessor`)
     squares    a number of squares of the step in the nearest proportions (dynamic S² of NVILA,
                arXiv 2412.04468, for the encoder `scales`)
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,18 +51,21 @@ class NativeConfig(ImagePolicyConfig):
     ragged: ClassVar[bool] = True
     needs_sizes: ClassVar[bool] = True
 
-    rule: Literal["smart", "fit", "long_side", "squares"] = "smart"
+    rule: Literal["smart", "fit", "long_side", "padded", "squares"] = "smart"
     """How large the picture becomes: see the module's docstring, or `docs/vision.md`."""
 
     min_tokens: int = Field(default=4, ge=1)
     """Fewest cells of a picture, under `smart`: smaller pictures are enlarged."""
 
     max_tokens: int = Field(default=1024, ge=1)
-    """Most cells of a picture. A cell is what becomes one token: a patch, or the square of
-    patches that the reducer joins."""
+    """Most cells of a picture, but for `padded` and `squares`, which have limits of their own. A
+    cell is what becomes one token: a patch, or the square of patches that the reducer joins."""
 
     long_side_px: int = Field(default=1024, ge=1)
     """Longest side under the rule `long_side`, in pixels."""
+
+    box_px: tuple[int, int] = (1080, 1920)
+    """Greatest height and width under the rule `padded`, in pixels."""
 
     squares: tuple[int, int] = (9, 12)
     """Fewest and most squares under the rule `squares`."""
@@ -73,9 +78,23 @@ class NativeConfig(ImagePolicyConfig):
     def _possible(self) -> Self:
         if self.rule == "smart" and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        if min(self.box_px) < 1:
+            raise ValueError(f"box_px {list(self.box_px)} must be two numbers of 1 or more")
         if not 1 <= self.squares[0] <= self.squares[1]:
             raise ValueError(f"squares {list(self.squares)} must be two numbers that grow from 1")
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; `box_px` only under the rule that reads it."""
+        values = super().to_dict()
+        if self.rule != "padded":
+            del values["box_px"]
+        return values
+
+    @property
+    def fill(self) -> Literal["mean", "black", "near_black"]:
+        """What stands in the padding of `padded`: 1 of 255, as in Fuyu's own."""
+        return "near_black" if self.rule == "padded" else "mean"
 
     @property
     def num_marks(self) -> int:
@@ -84,6 +103,8 @@ class NativeConfig(ImagePolicyConfig):
 
     def plan(self, size: Size, side: Size, step: int = 1) -> ImagePlan:
         """Plan one tile of the picture's proportions."""
+        if self.rule == "padded":
+            return one_tile(_padded(size, step, Size(*self.box_px)))
         if self.rule == "smart":
             scaled = _smart(size, step, self.min_tokens, self.max_tokens)
         elif self.rule == "fit":
@@ -141,6 +162,16 @@ def _fit(size: Size, step: int, most: int) -> Size:
         else:
             high = middle
     return at(low)
+
+
+def _padded(size: Size, step: int, box: Size) -> Tile:
+    """Return the tile of a picture that is shrunk into the box, and padded to whole cells."""
+    scaled = size
+    if size.height > box.height or size.width > box.width:
+        shrink = min(box.height / size.height, box.width / size.width)
+        scaled = Size(*(max(1, int(pixels * shrink)) for pixels in size))
+    rows, columns = (math.ceil(pixels / step) for pixels in scaled)
+    return Tile(box=whole(size), size=Size(rows * step, columns * step), scaled=scaled)
 
 
 def _within(rows: int, columns: int, most: int) -> tuple[int, int]:

@@ -13,12 +13,13 @@ import sys
 import time
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.language.base import LanguageConfig, languages
+from mmlm.language.fuyu import speak_as_fuyu
 from mmlm.language.template import template_of, wrap_template
 from mmlm.storage.atomic import atomic_folder
 from mmlm.storage.cache import cache_folder
@@ -55,9 +56,31 @@ class CausalLMConfig(LanguageConfig):
     """What the system turn says in conversations that bring none; by default what the chat template
     then says by itself. Many templates introduce their model by name, in every prompt."""
 
+    format: Literal["own", "fuyu"] = "own"
+    """How a conversation becomes text: `own` by the chat template of the checkpoint; `fuyu` as
+    Fuyu's processor writes it, the picture before all words."""
+
+    @model_validator(mode="after")
+    def _one_template(self) -> Self:
+        if self.format != "own" and (self.template or self.system is not None):
+            raise ValueError(
+                f"format {self.format!r} replaces the chat template, so that `template` and "
+                f"`system` would change nothing; leave them out"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; `format` only where it says something."""
+        values = super().to_dict()
+        if self.format == "own":
+            del values["format"]
+        return values
+
     def load(self, *, dtype: Any = None) -> tuple[Any, Any]:
         """Load the model and its tokenizer; see `load_language`."""
         model, tokenizer = load_language(self.checkpoint, revision=self.revision, dtype=dtype)
+        if self.format == "fuyu":
+            speak_as_fuyu(tokenizer)
         if self.system is not None or (self.template and tokenizer.chat_template):
             tokenizer.chat_template = wrap_template(
                 template_of(tokenizer), variables=self.template, system=self.system

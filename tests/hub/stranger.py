@@ -29,12 +29,18 @@ for folder in folders:
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
     messages = [{"role": "user", "content": [
         {"type": "image", "image": Image.open(image)}, {"type": "text", "text": "What is it?"}]}]
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=trust)
+    if type(processor).__name__ == "FuyuProcessor":  # it keeps no chat template
+        asked = {"images": Image.open(image), "text": "What is it?"}
+        inputs = processor(**asked, return_tensors="pt")
+    else:
+        asked = {"text": messages}
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=8)
     answer = processor.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-    pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=trust)
-    piped = pipe(text=messages, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
+    piped = pipe(**asked, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
     heard.append([type(model).__name__, type(processor).__name__, answer, piped])
 assert not [name for name in sys.modules if name.split(".")[0] == "mmlm"]
 print("HEARD" + json.dumps(heard))

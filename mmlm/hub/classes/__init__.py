@@ -7,6 +7,7 @@ equals at most one of them, or several that compute the same, of which the first
 
 from mmlm.hub.classes.deepseek_vl import DeepseekVL as DeepseekVL
 from mmlm.hub.classes.fastvlm import FastVLM as FastVLM
+from mmlm.hub.classes.fuyu import Fuyu as Fuyu
 from mmlm.hub.classes.gated import AyaVision as AyaVision
 from mmlm.hub.classes.gated import Cohere2Vision as Cohere2Vision
 from mmlm.hub.classes.gemma import Gemma3 as Gemma3
