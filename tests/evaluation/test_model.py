@@ -79,24 +79,32 @@ def test_an_evaluation_writes_every_file_and_the_nearest_neighbour(
     assert "nearest neighbour" in str(result)
 
 
-def test_likelihoods_equal_the_loss_of_each_choice(tiny, benchmark):
-    items = [item for item in benchmark.items if item.kind == "choice"]
-    (case,) = cases(benchmark, "image", items[:1], seed=0)
+@pytest.mark.parametrize("shared", [True, False])
+def test_likelihoods_equal_the_loss_of_each_choice(tiny, benchmark, monkeypatch, shared):
+    from mmlm.messages import assistant, user
 
-    found = LocalBackend(tiny).likelihoods([case])[0]
-    for choice, value in zip(case.choices, found, strict=True):
-        from mmlm.messages import assistant, user
+    items = [item for item in benchmark.items if item.kind == "choice"][:3]
+    found = [
+        case
+        for condition in ("image", "blind", "shuffled")
+        for case in cases(benchmark, condition, items, seed=0)
+    ]
+    found[1] = found[1]._replace(prompt=found[1].prompt + " Look twice before you answer.")
+    backend = LocalBackend(tiny)
+    monkeypatch.setattr(backend._shared, "_can", shared)
 
-        talk = [user(case.prompt, case.images), assistant(choice)]
-        row = tiny.processor.encode_chat(talk, with_labels=True)
-        with torch.no_grad():
-            loss = tiny.model(
-                input_ids=torch.tensor([row.ids]),
-                pixel_values=row.pixel_values,
-                labels=torch.tensor([row.labels]),
-            ).loss
-        # Worst seen 4e-6: padding changes the order of additions.
-        assert value == pytest.approx(-float(loss), abs=1e-4)
+    for case, values in zip(found, backend.likelihoods(found), strict=True):
+        for choice, value in zip(case.choices, values, strict=True):
+            talk = [user(case.prompt, case.images), assistant(choice)]
+            row = tiny.processor.encode_chat(talk, with_labels=True)
+            with torch.no_grad():
+                loss = tiny.model(
+                    input_ids=torch.tensor([row.ids]),
+                    pixel_values=row.pixel_values,
+                    labels=torch.tensor([row.labels]),
+                ).loss
+            # Worst seen 4e-6: padding changes the order of additions.
+            assert value == pytest.approx(-float(loss), abs=1e-4)
 
 
 def test_a_choice_can_be_decided_by_likelihood(tiny, colours, tmp_path):

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +31,7 @@ from mmlm.evaluation.benchmarks.conditions import Case
 from mmlm.features import Grid, Size, VisionFeatures
 from mmlm.generation import GenerationSettings, Request
 from mmlm.generation.batch import connector_of, finish, generate_options, model_inputs
+from mmlm.language.chat import NOT_LEARNT
 from mmlm.messages import Clip, Message, assistant, user
 from mmlm.processing import Encoded
 from mmlm.whole import WholeProcessor
@@ -192,30 +195,42 @@ class LocalBackend:
         """
         if any(map(self._is_clip, cases)):
             raise EvaluationError("Clips are answered in writing; take decide: generate.")
-        return [self._likelihoods(case) for case in cases]
+        rows = [[self._encode_talk(case, talk) for talk in _talks(case)] for case in cases]
+        parted = [_parted(talks) for talks in rows]
+        known = [one for one in parted if one is not None]
+        prompts = [prompt for prompt, _ in known]
+        if self._shared is None or len(known) < len(rows) or not self._shared.scores(prompts):
+            return [self._likelihoods(*one) for one in zip(cases, rows, strict=True)]
+        found = self._shared.likelihoods(
+            prompts,
+            [case.image_keys for case in cases],
+            lambda picked: self._vision([cases[number] for number in picked]),
+            [choices for _, choices in known],
+        )
+        for case, values in zip(cases, found, strict=True):
+            if not all(map(isfinite, values)):
+                raise EvaluationError(_not_numbers([case]))
+        return found
 
-    def _likelihoods(self, case: Case) -> list[float]:
-        talks: list[list[Message]] = [
-            [user(case.prompt, case.images), assistant(choice)] for choice in case.choices
-        ]
-        rows = [self._encode_talk(case, talk) for talk in talks]
+    def _likelihoods(self, case: Case, rows: Sequence[Encoded]) -> list[float]:
+        """Compute those of one case, every choice behind the whole question."""
         inputs = model_inputs(rows, self.processor, self.model)
         inputs |= self._vision([case] * len(rows))
         width = inputs["input_ids"].shape[1]
-        labels = torch.full((len(rows), width), -100)
+        labels = torch.full((len(rows), width), NOT_LEARNT)
         for index, row in enumerate(rows):
             assert row.labels is not None
             labels[index, width - len(row.labels) :] = torch.tensor(row.labels)
         if not self._whole:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        labels = labels.to(inputs["input_ids"].device)
         with torch.inference_mode():
-            logits = self.model(**inputs).logits[:, :-1].float()
-        targets = labels[:, 1:].to(logits.device)
-        learnt = targets != -100
-        if not bool(torch.isfinite(logits[learnt]).all()):
+            losses = self.model(
+                **inputs, labels=labels, loss_only=True, loss_by_piece=True, use_cache=False
+            ).loss
+        if not bool(torch.isfinite(losses).all()):
             raise EvaluationError(_not_numbers([case]))
-        chosen = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        return ((chosen * learnt).sum(-1) / learnt.sum(-1)).tolist()
+        return (-losses / (labels[:, 1:] != NOT_LEARNT).sum(-1)).tolist()
 
     def _encode_talk(self, case: Case, talk: list[Message] | None = None) -> Encoded:
         """Turn a question, or a question with its answer, into ids; pictures are only counted."""
@@ -317,6 +332,30 @@ def _not_numbers(cases: Sequence[Case]) -> str:
         f"The model gives logits that are not numbers (NaN) for {names}. No answer of it means "
         f"anything. Load it with dtype float32, or look for the step at which training broke."
     )
+
+
+def _talks(case: Case) -> list[list[Message]]:
+    """Return the question with each of its choices as the answer."""
+    asked = user(case.prompt, case.images)
+    return [[asked, assistant(choice)] for choice in case.choices]
+
+
+def _parted(talks: Sequence[Encoded]) -> tuple[Encoded, list[list[int]]] | None:
+    """Return the prompt that talks have in common and the tokens learnt of each behind it.
+
+    None where they begin differently, or where anything between learnt tokens is not learnt.
+    """
+    prompt: list[int] = []
+    choices: list[list[int]] = []
+    for talk in talks:
+        assert talk.labels is not None
+        places = [place for place, label in enumerate(talk.labels) if label != NOT_LEARNT]
+        first, last = places[0], places[-1] + 1
+        if len(places) != last - first or (choices and talk.ids[:first] != prompt):
+            return None
+        prompt = talk.ids[:first]
+        choices.append(talk.ids[first:last])
+    return replace(talks[0], ids=prompt, labels=None), choices
 
 
 def _num_bytes(features: VisionFeatures) -> int:

@@ -3,11 +3,13 @@
     prompts ──► the part up to the last picture ──► once for each picture, kept
             ──► the rest of each question       ──► all at once, behind their pictures
             ──► the next words                  ──► all at once; who is done leaves the batch
+            or  the choices                     ──► all at once, behind their questions
 
 A benchmark asks several things about a picture, and a picture is most of a prompt. What the
 language model made of it (its keys and values) is kept within a memory budget; a question costs
-its own tokens and no more. In float32 the answers are those that each question gets alone,
-token for token. Only the likeliest token is taken here; sampling and beams go through
+its own tokens and no more, and so does a choice whose likelihood is wanted. A question without a
+picture has its first token as its prefix. In float32 the answers are those that each question gets
+alone, token for token. Only the likeliest token is taken here; sampling and beams go through
 `generate` (see `backend`). Models whose cache forgets, such as those with states, are refused
 by `serves`.
 """
@@ -34,6 +36,7 @@ PREFIX_BUDGET_BYTES = 1 << 30
 """Memory for what is kept of pictures between batches."""
 
 _AT_ONCE = 16
+_HEAD_AT_ONCE = 256
 _SHRINK = 0.75
 """A batch is made smaller when no more than this share of its rows still grows."""
 
@@ -79,13 +82,14 @@ class SharedPrefix:
         self._can = plain and alone and cuts
 
     def serves(self, settings: GenerationSettings, prompts: Sequence[Encoded]) -> bool:
-        """Whether answers here are those of `generate`, and pictures are there to be shared."""
+        """Whether answers here are those of `generate`."""
         greedy = settings.temperature == 0 and settings.num_beams == 1
         simple = settings.repetition_penalty == 1.0 and not settings.stop
-        seen = all(
-            prompt.image_spans and prompt.image_spans[-1][1] < len(prompt.ids) for prompt in prompts
-        )
-        return self._can and greedy and simple and seen
+        return greedy and simple and self.scores(prompts)
+
+    def scores(self, prompts: Sequence[Encoded]) -> bool:
+        """Whether something can be read behind the pictures of these prompts."""
+        return self._can and all(_end(prompt) < len(prompt.ids) for prompt in prompts)
 
     @torch.inference_mode()
     def generate(
@@ -99,20 +103,78 @@ class SharedPrefix:
         """Return the tokens of every answer, the end of the turn included where it came.
 
         Args:
-            prompts: Questions with at least one picture each.
+            prompts: The questions.
             pictures: The names of the pictures of each.
             vision: Gives the pictures of some prompts.
             settings: How to answer; see `serves`.
             check: Looks at all logits.
         """
-        ends = [prompt.image_spans[-1][1] for prompt in prompts]
+        reads, rests = self._behind(prompts, pictures, vision)
+        return self._answer(reads, rests, settings, check)
+
+    @torch.inference_mode()
+    def likelihoods(
+        self,
+        prompts: Sequence[Encoded],
+        pictures: Sequence[tuple[str, ...]],
+        vision: Vision,
+        choices: Sequence[Sequence[Sequence[int]]],
+    ) -> list[list[float]]:
+        """Return the mean log-probability of a token of each choice of each prompt.
+
+        Args:
+            prompts: The questions; see `scores`.
+            pictures: The names of the pictures of each.
+            vision: Gives the pictures of some prompts.
+            choices: The tokens of each choice, at least one.
+        """
+        reads, rests = self._behind(prompts, pictures, vision)
+        flat = [ids for each in choices for ids in each]
+        longest = max(map(len, flat)) - 1
+        batch = _Batch(reads, rests, room=longest, device=self._model.device)
+        rows = [row for row, each in enumerate(choices) for _ in each]
+        hidden = self._hidden(_padded_left(rests, pad_id(self._processor)), batch)[rows, -1:]
+        if longest:
+            batch.keep(rows)
+            batch.append([len(ids) - 1 for ids in flat])
+            ids = _padded_right([ids[:-1] for ids in flat], pad_id(self._processor))
+            hidden = torch.cat([hidden, self._hidden(ids, batch)], dim=1)
+        targets = _padded_right(flat, 0).to(hidden.device)
+        lengths = torch.tensor([len(ids) for ids in flat], device=hidden.device)
+        learnt = torch.arange(longest + 1, device=hidden.device) < lengths[:, None]
+        values = torch.zeros(learnt.shape, device=hidden.device)
+        values[learnt] = self._log_probabilities(hidden[learnt], targets[learnt])
+        found = iter((values.sum(-1) / lengths).tolist())
+        return [[next(found) for _ in each] for each in choices]
+
+    def _hidden(self, ids: Tensor, batch: _Batch) -> Tensor:
+        """Read tokens behind a batch; return the last hidden states, ``(rows, tokens, width)``."""
+        return self._model.model(
+            input_ids=ids.to(self._model.device), attention_mask=batch.mask,
+            position_ids=batch.positions, past_key_values=batch.cache, use_cache=True,
+        ).last_hidden_state  # fmt: skip
+
+    def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return those of the targets, ``(positions,)``, with few logits at a time."""
+        found: list[Tensor] = []
+        pieces = zip(hidden.split(_HEAD_AT_ONCE), targets.split(_HEAD_AT_ONCE), strict=True)
+        for states, wanted in pieces:
+            all_of_them = self._model.lm_head(states).float().log_softmax(-1)
+            found.append(all_of_them.gather(-1, wanted[:, None])[:, 0])
+        return torch.cat(found)
+
+    def _behind(
+        self, prompts: Sequence[Encoded], pictures: Sequence[tuple[str, ...]], vision: Vision
+    ) -> tuple[list[_Read], list[list[int]]]:
+        """Return what the model made of the prefix of each prompt, and the tokens behind it."""
+        ends = [_end(prompt) for prompt in prompts]
         names = [
             (tuple(prompt.ids[:end]), keys)
             for prompt, end, keys in zip(prompts, ends, pictures, strict=True)
         ]
         reads = self._reads(names, vision)
         rests = [prompt.ids[end:] for prompt, end in zip(prompts, ends, strict=True)]
-        return self._answer([reads[name] for name in names], rests, settings, check)
+        return [reads[name] for name in names], rests
 
     def _reads(self, names: Sequence[Any], vision: Vision) -> dict[Any, _Read]:
         """Return what the model made of each picture, reading those that are not kept."""
@@ -163,10 +225,7 @@ class SharedPrefix:
         stops, padding = set(self._processor.chat.stop_ids), pad_id(self._processor)
         batch = _Batch(reads, rests, room=settings.max_new_tokens, device=self._model.device)
         answers: list[list[int]] = [[] for _ in reads]
-        ids = torch.tensor(
-            [[padding] * (batch.width - len(rest)) + list(rest) for rest in rests],
-            device=self._model.device,
-        )
+        ids = _padded_left(rests, padding).to(self._model.device)
         for step in range(settings.max_new_tokens):
             logits = self._model(
                 input_ids=ids, attention_mask=batch.mask, position_ids=batch.positions,
@@ -241,8 +300,15 @@ class _Batch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
 
+    def append(self, lengths: Sequence[int]) -> None:
+        """Make place for so many more tokens of each row, padded on the right."""
+        places = torch.arange(max(lengths), device=self.mask.device)
+        wanted = places < torch.tensor(lengths, device=self.mask.device)[:, None]
+        self.mask = torch.cat([self.mask, wanted.to(self.mask.dtype)], dim=1)
+        self.positions = self.positions[:, -1:] + 1 + places
+
     def keep(self, places: Sequence[int]) -> None:
-        """Go on with some of the rows."""
+        """Go on with some of the rows, or with several of each."""
         self.rows = [self.rows[place] for place in places]
         index = torch.tensor(list(places), device=self.mask.device)
         self.mask, self.positions = self.mask[index], self.positions[index]
@@ -278,6 +344,21 @@ class _Room(DynamicLayer):
         keys, values = self._all
         self._all = keys[indices], values[indices]
         self._show()
+
+
+def _end(prompt: Encoded) -> int:
+    """Return where the prefix of a prompt ends: behind its last picture, or its first token."""
+    return prompt.image_spans[-1][1] if prompt.image_spans else 1
+
+
+def _padded_left(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[padding] * (width - len(row)) + list(row) for row in rows])
+
+
+def _padded_right(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([list(row) + [padding] * (width - len(row)) for row in rows])
 
 
 def _side_by_side(parts: Sequence[Tensor], longest: int, capacity: int) -> Tensor:
