@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable, "-m"]
 LAUNCHERS = {
     "torchrun": [*PYTHON, "torch.distributed.run", "--nproc-per-node", "2", "-m", "mmlm"],
+    # With --cpu it would start one process, and leave more of them to MPI.
     "accelerate": [
-        *PYTHON, "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+        *PYTHON, "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
         "--num_cpu_threads_per_process", "1", "--module", "mmlm",
     ],
@@ -33,6 +34,10 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+# Longer than a signal takes to arrive on a busy machine.
+LONG = {"steps": 150}
+
+
 def environment():
     words = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     paths = [str(ROOT), str(Path(sys.executable).parent)]
@@ -41,9 +46,10 @@ def environment():
     return words
 
 
-def write_recipe(folder, **run):
+def write_recipe(folder, until=None, **run):
     recipe = tiny_recipe(folder, row_tokens=100, **run)
     recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0]["until"] = until or recipe["stages"][0]["until"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -72,7 +78,7 @@ def test_a_recipe_runs_under_each_launcher(tmp_path, launcher):
 
 @pytest.mark.slow
 def test_mmlm_train_starts_processes_itself_and_stops_gently(tmp_path):
-    path, out = write_recipe(tmp_path, checkpoint_minutes=100.0), tmp_path / "run"
+    path, out = write_recipe(tmp_path, LONG, checkpoint_minutes=100.0), tmp_path / "run"
     command = [*PYTHON, "mmlm", "train", str(path), "--out", str(out), "--processes", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -90,6 +96,41 @@ def test_mmlm_train_starts_processes_itself_and_stops_gently(tmp_path):
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes, ddp" in done.stdout
+    assert "going on    after step" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_stops_before_its_time_ends_and_goes_on(tmp_path):
+    """The script itself runs; what SLURM gives it - nodes, `srun` - is given here for one node."""
+    path, out = write_recipe(tmp_path, LONG, checkpoint_minutes=100.0), tmp_path / "run"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "scontrol": "echo 127.0.0.1", "srun": 'exec "$@"',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }.items():  # fmt: skip
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    words = environment()
+    words |= {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7",
+              "SLURM_GPUS_ON_NODE": "2"}  # fmt: skip
+    words["PATH"] = os.pathsep.join([str(programs), words["PATH"]])
+    command = ["bash", str(ROOT / "train" / "slurm.sh"), str(path), "--out", str(out)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    log = out / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # as `--signal=B:TERM@300`: to the script alone
+    told = process.communicate(timeout=600)[0]
+    assert process.returncode != 0, told
+    assert list((out / "checkpoints" / "align").glob("step-*")), told
+    done = subprocess.run(
+        command, cwd=tmp_path, env=words, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "going on    after step" in done.stdout
 
 
