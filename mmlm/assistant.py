@@ -174,6 +174,7 @@ def compose(
     vision_part = encoders.read(vision, origin="model.vision")
     language_part = languages.read(language, origin="model.language")
     connector_part = connectors.read(connector or {"use": "mlp"}, origin="model.connector")
+    connector_part = connector_part.resolved()
     policy = image_policies.read(image or {"use": "squash"}, origin="model.image")
     reducer_part = None if reducer is None else reducers.read(reducer, origin="model.reducer")
     video_part = None if video is None else video_policies.read(video, origin="model.video")

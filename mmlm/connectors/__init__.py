@@ -12,6 +12,8 @@ its `out_grid`. To add one, write one module here, register its config, and impo
 from mmlm.connectors.base import Connector as Connector
 from mmlm.connectors.base import ConnectorConfig as ConnectorConfig
 from mmlm.connectors.base import connectors as connectors
+from mmlm.connectors.bridge import BridgeConnector as BridgeConnector
+from mmlm.connectors.bridge import BridgeConnectorConfig as BridgeConnectorConfig
 from mmlm.connectors.c_abstractor import CAbstractorConnector as CAbstractorConnector
 from mmlm.connectors.c_abstractor import CAbstractorConnectorConfig as CAbstractorConnectorConfig
 from mmlm.connectors.cross_attention import CrossAttentionConnector as CrossAttentionConnector
@@ -22,6 +24,10 @@ from mmlm.connectors.deepstack import DeepStackConnector as DeepStackConnector
 from mmlm.connectors.deepstack import DeepStackConnectorConfig as DeepStackConnectorConfig
 from mmlm.connectors.ep_alm import EPALMConnector as EPALMConnector
 from mmlm.connectors.ep_alm import EPALMConnectorConfig as EPALMConnectorConfig
+from mmlm.connectors.frozen_block import FrozenBlockConnector as FrozenBlockConnector
+from mmlm.connectors.frozen_block import (
+    FrozenBlockConnectorConfig as FrozenBlockConnectorConfig,
+)
 from mmlm.connectors.gated_mlp import GatedMLPConnector as GatedMLPConnector
 from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnectorConfig
 from mmlm.connectors.injection import Injecting as Injecting
@@ -60,5 +66,11 @@ from mmlm.connectors.semantic_tokens import SemanticTokensConnector as SemanticT
 from mmlm.connectors.semantic_tokens import (
     SemanticTokensConnectorConfig as SemanticTokensConnectorConfig,
 )
+from mmlm.connectors.temporal import TemporalAlignConnector as TemporalAlignConnector
+from mmlm.connectors.temporal import (
+    TemporalAlignConnectorConfig as TemporalAlignConnectorConfig,
+)
 from mmlm.connectors.token_packer import TokenPackerConnector as TokenPackerConnector
 from mmlm.connectors.token_packer import TokenPackerConnectorConfig as TokenPackerConnectorConfig
+from mmlm.connectors.xformer import XFormerConnector as XFormerConnector
+from mmlm.connectors.xformer import XFormerConnectorConfig as XFormerConnectorConfig

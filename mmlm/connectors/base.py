@@ -29,6 +29,10 @@ class ConnectorConfig(PartConfig):
         """Return the grid that comes out; most connectors keep it."""
         return grid
 
+    def resolved(self) -> ConnectorConfig:
+        """Return the config with what has to be read once; called when parts are joined."""
+        return self
+
     def build(self, *, vision_width: int, text_width: int) -> Connector:
         """Build the connector between features and embeddings of these widths."""
         raise NotImplementedError

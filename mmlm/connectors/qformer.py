@@ -130,11 +130,14 @@ class QFormerConnector(Connector):
         return each_group(features, self._read, self.config.out_grid)
 
     def _read(self, maps: list[Tensor]) -> Tensor:
-        context = maps[0].flatten(1, 3)
+        return self.project(self.after_layers(maps[0].flatten(1, 3)))
+
+    def after_layers(self, context: Tensor) -> Tensor:
+        """Return the queries that read ``(items, tokens, vision_width)``, before the projection."""
         queries = self.norm(self.queries).expand(context.shape[0], -1, -1)
         for layer in self.layers:
             queries = layer(queries, context)
-        return self.project(queries)
+        return queries
 
     def last_linear(self) -> nn.Linear:
         """Return the layer to the text width."""

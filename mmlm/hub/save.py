@@ -202,6 +202,7 @@ def portable(config: MMLMConfig) -> MMLMConfig:
             inner._name_or_path = ""  # pyright: ignore[reportPrivateUsage]
     copy.vision = without_paths(config.vision)
     copy.sources = without_paths(config.sources)
+    copy.connector = without_paths(config.connector)
     return copy
 
 

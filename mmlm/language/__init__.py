@@ -4,6 +4,7 @@
     vocabulary  the image token and the pad token
     head        from hidden states to logits: the rule, proven by a probe
     template    chat templates that know about images
+    fuyu        the form of a conversation that Fuyu's processor writes
     skeleton    what a template writes around the words, proven for each shape
     chat        from a conversation to ids and labels: the only tokeniser call
     traits      what a model can do (pack, pad left, crop its cache), proven by a probe

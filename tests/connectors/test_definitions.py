@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
-from mmlm.connectors import connectors
+from mmlm.assistant import load
+from mmlm.connectors import Seen, connectors
 from mmlm.connectors.attention import Attention, mimetic_
 from mmlm.errors import AlignmentError, ConfigError
 from mmlm.features import Grid, VisionFeatures
 from mmlm.reducers import reducers
+from tests.tiny import compose_tiny, picture, save_language
 
 WIDTH, TEXT_WIDTH = 12, 8
 
@@ -235,3 +239,128 @@ def test_pool_shortens_a_clip():
     wanted = given.values.reshape(2, 2, 2, 2, 2, 2, WIDTH).mean((1, 3, 5)).reshape(8, WIDTH)
     close(config.build(width=WIDTH)(given).values, wanted)
     assert config.out_grid(Grid(1, 4, 4)) == (1, 2, 2)
+
+
+def loud(connector):
+    """Give a connector weights with which every part of it shows in what comes out."""
+    for weight in connector.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return connector
+
+
+def attended(layer: Attention, query: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """One head of attention for one query, written out."""
+    keys, values = layer.key(context), layer.value(context)
+    weights = (keys @ layer.query(query) / keys.shape[-1] ** 0.5).softmax(0)
+    return layer.out(weights @ values)
+
+
+def test_a_bridge_norms_the_sum_at_placeholders_and_leaves_words_alone():
+    connector = build(use="bridge", layers=2)
+    given = one(Grid(1, 1, 3), layers=2)
+    out = connector(given)
+    hidden = torch.randn(1, 5, TEXT_WIDTH)
+    slots = torch.tensor([[False, True, True, True, False]])
+    seen = Seen(out, slots, torch.zeros_like(slots, dtype=torch.long), 0)
+    for index in range(2):
+        linear, norm = connector.stack[index].last_linear(), connector.norms[index]
+        got = connector.inject(index, hidden, seen)
+        assert torch.equal(got[0, [0, 4]], hidden[0, [0, 4]])
+        for place in range(3):
+            total = hidden[0, 1 + place] + linear(given.layers[index].values[place])
+            close(got[0, 1 + place], norm(total))
+    nothing = Seen(None, slots, torch.zeros_like(slots, dtype=torch.long), 5)
+    assert torch.equal(connector.inject(0, hidden, nothing), hidden)  # a later step of an answer
+
+
+def test_xformer_lets_details_read_queries_and_queries_read_details():
+    words = {"use": "xformer", "tokens": 2, "depth": 1, "width": 6, "heads": 1, "mlp_width": 9}
+    connector, given = loud(build(**words)), one(Grid(1, 2, 3), layers=2)
+    turn, details = connector.rounds[0], given.layers[1].values
+    queries = connector.after_layers(given.layers[0].values[None])[0]
+    told = [turn.telling_norm(attended(turn.telling, each, queries) + each) for each in details]
+    wanted = []
+    for query in queries:
+        read = turn.reading_norm(attended(turn.reading, query, torch.stack(told)) + query)
+        wanted.append(connector.project(turn.mlp_norm(turn.mlp(read) + read)))
+    close(connector(given).values, torch.stack(wanted))
+
+
+def test_the_queries_of_xformer_read_both_encoders_and_not_the_features():
+    words = {"use": "xformer", "tokens": 2, "depth": 1, "width": 6, "heads": 1, "mlp_width": 9}
+    connector, given = loud(build(**words)), one(Grid(1, 2, 3), layers=2)
+    before = connector(given).values
+    for changed in range(2):
+        layers = list(given.layers)
+        layers[changed] = layers[changed].with_values(layers[changed].values + torch.randn(WIDTH))
+        after = connector(VisionFeatures(given.values, given.grids, layers=tuple(layers))).values
+        assert (after - before).abs().max() > 1e-3
+    elsewhere = VisionFeatures(given.values + 1, given.grids, layers=given.layers)
+    assert torch.equal(connector(elsewhere).values, before)
+
+
+def test_temporal_align_is_its_definition():
+    connector = loud(build(use="temporal_align", width=6, heads=1))
+    given, (layer,) = one(Grid(3, 1, 2)), connector.layers
+    frames = connector.enter(given.values).unflatten(0, (3, 2))
+    present, earlier = frames[2], []
+    for frame in frames[:2]:
+        for place in range(2):
+            alike = functional.cosine_similarity(frame[place], present[place], dim=0)
+            earlier.append(frame[place] + alike * connector.alike)
+    normed = layer.attention_norm(present)
+    mixed = present + torch.stack([attended(layer.attention, each, normed) for each in normed])
+    past = layer.earlier_norm(torch.stack(earlier))
+    read = [attended(layer.reading, each, past) for each in layer.reading_norm(mixed)]
+    read = mixed + torch.stack(read)
+    close(connector(given).values, connector.project(read + layer.mlp(layer.mlp_norm(read))))
+
+
+def test_a_missing_earlier_picture_is_the_present_one():
+    connector = loud(build(use="temporal_align", width=6, heads=2))
+    alone = one(Grid(1, 2, 3))
+    twice = VisionFeatures(alone.values.repeat(2, 1), (Grid(2, 2, 3),))
+    other = VisionFeatures(torch.cat([alone.values + 1, alone.values]), (Grid(2, 2, 3),))
+    close(connector(twice).values, connector(alone).values)
+    assert (connector(other).values - connector(alone).values).abs().max() > 1e-3
+    assert connector(twice).grids == (Grid(1, 2, 3),)
+
+
+def test_a_frozen_block_is_the_layer_of_a_language_model_without_mask_and_places(tmp_path):
+    folder = save_language(tmp_path / "llama")
+    connector = build(use="frozen_block", checkpoint=str(folder), layer=0)
+    language = AutoModelForCausalLM.from_pretrained(folder).model.eval()
+    given = one(Grid(1, 2, 3))
+    tokens = connector.enter(given.values)[None]
+    still = torch.ones(1, 6, 8), torch.zeros(1, 6, 8)  # the cosines and sines of no rotation
+    layer = language.layers[0](tokens, position_embeddings=still, attention_mask=None)
+    # The stock layer without a mask is causal: the last feature alone sees all there.
+    layer = layer if isinstance(layer, torch.Tensor) else layer[0]
+    whole = connector.project(connector.leave(layer))
+    close(connector(given).values[-1], whole[0, -1])
+    order = torch.tensor([5, 1, 0, 2, 4, 3])
+    moved = VisionFeatures(given.values[order], given.grids)
+    close(connector(moved).values, connector(given).values[order])
+
+
+def test_a_frozen_block_comes_from_its_checkpoint_and_is_not_learnt(tmp_path):
+    words = {"use": "frozen_block", "checkpoint": str(save_language(tmp_path / "block", seed=5))}
+    made = compose_tiny(tmp_path, connector=words)
+    wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "block").model.layers[-1].state_dict()
+    made.save(tmp_path / "model")
+    shutil.rmtree(tmp_path / "block")  # a saved model needs it no more
+    again = load(tmp_path / "model", device="cpu")
+    for each in (made, again):
+        connector = each.model.model.connector
+        assert not [n for n, _ in connector.named_parameters() if n.startswith("block.")]
+        held = connector.block.layers[0].state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.items())
+    question = ("What is it?", [picture(3)])
+    assert again.answer(*question, max_new_tokens=6) == made.answer(*question, max_new_tokens=6)
+    assert str(tmp_path) not in (tmp_path / "model/config.json").read_text()
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has 2 layers"):
+        build(use="frozen_block", checkpoint=str(save_language(tmp_path)), layer=7)

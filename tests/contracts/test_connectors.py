@@ -17,7 +17,15 @@ from mmlm.features import Grid, VisionFeatures
 VISION_WIDTH, TEXT_WIDTH = 12, 16
 RAGGED = (Grid(1, 4, 4), Grid(1, 3, 5), Grid(2, 2, 2), Grid(1, 1, 7), Grid(1, 4, 4))
 
+BLOCK = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 TINY = {
+    "bridge": [{"layers": 2}],
     "c_abstractor": [{"rows": 2, "columns": 3, "depth": 1, "width": 8, "positions": 4}],
     "cross_attention": [
         {"blocks": 1, "tokens": 3, "heads": 4},
@@ -25,6 +33,7 @@ TINY = {
     ],
     "deepstack": [{"layers": 2, "depth": 1}],
     "ep_alm": [{"layers": 2}, {"layers": 1, "shared": False}],
+    "frozen_block": [{"block": BLOCK}],
     "gated_mlp": [
         {},
         {"hidden_width": 10, "activation": "gelu", "bias": True},
@@ -58,9 +67,13 @@ TINY = {
         {"factors": [2, 1, 0.5], "widths": [4, 6, 8], "width": 8, "rows": 3, "columns": 3},
     ],
     "semantic_tokens": [{"tokens": 3}, {"tokens": 3, "rounds": 1, "width": 10}],
+    "temporal_align": [{"width": 8, "heads": 2}],
     "token_packer": [
         {"width": 8, "heads": 2},
         {"width": 8, "heads": 2, "layers": 2, "factor": 3},
+    ],
+    "xformer": [
+        {"tokens": 3, "depth": 1, "width": 8, "heads": 2, "mlp_width": 16, "rounds": 2},
     ],
 }
 CASES = [{"use": name, **words} for name in connectors for words in TINY.get(name, [{}])]
