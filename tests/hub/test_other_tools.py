@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny, vllm_on_cpu
 from tests.tiny import compose_tiny, picture
 
 QUESTION = "What is it?"
@@ -42,7 +43,10 @@ if __name__ == "__main__":
 def written(request, tmp_path_factory):
     """Return a stock LLaVA folder, and the tokens that its model answers with."""
     place = tmp_path_factory.mktemp(request.param)
-    assistant = compose_tiny(place, vision=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in vllm_on_cpu.HEADS.items():
+            patch.setitem(tiny.TEXT, key, value)
+        assistant = compose_tiny(place, vision=request.param)
     assert assistant.save(place / "model") == []
     picture(3).save(place / "picture.png")
     return place, assistant
@@ -57,11 +61,7 @@ def test_vllm_answers_as_the_model_does(written):
     )  # one <image>; vLLM expands it
     (place / "ask.py").write_text(ASK_VLLM)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
+    environment |= {**vllm_on_cpu.SETTINGS, "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run(
         [VLLM, "ask.py", "model", "picture.png", prompt],
         cwd=place, env=environment, capture_output=True, text=True, check=False,
