@@ -212,14 +212,14 @@ def _located(image: Any, folder: Path) -> str | bytes | Clip:
         return image
     if not isinstance(image, str) or not image:
         raise BadRowError("wrong_type", f"an image is {short(image)}, not a path")
+    if _PLAIN.fullmatch(image) and folder.name:
+        return f"{folder}/{image}"
     if head := _DATA_URL.match(image):
         return _unpacked(image, head.end())
     if _URL.match(image) or image.startswith("data:"):
         raise BadRowError("url", short(image))
     if "\0" in image:
         raise BadRowError("no_image_file", short(image))
-    if _PLAIN.fullmatch(image) and folder.name:
-        return f"{folder}/{image}"
     return str(folder / image)
 
 

@@ -15,6 +15,7 @@ import io
 import os
 import re
 from contextlib import contextmanager
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -164,11 +165,13 @@ def _stream(source: str | os.PathLike[str] | bytes) -> Any:
             f"picture and give its path or bytes."
         )
     path, _ = split_reference(source)
-    if not path.exists():
-        raise ImageError(f"There is no picture at {path}. Check the path.")
-    if path.is_dir():
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"There is no picture at {path}. Check the path.") from None
+    if S_ISDIR(facts.st_mode):
         raise ImageError(f"{path} is a folder. Name one picture in it.")
-    if path.stat().st_size == 0:
+    if facts.st_size == 0:
         raise ImageError(f"{path} is empty: 0 bytes. Fetch the file again.")
     return path
 
