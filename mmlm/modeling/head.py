@@ -260,7 +260,8 @@ def _chunk(
     """Return the loss of one chunk and its gradients by hidden, weight and bias.
 
     The gradient of cross-entropy by the logits is the softmax less one at the target: it is made
-    in the memory of the float32 logits, so that a chunk has one float32 copy of them and no more.
+    in the memory of the float32 logits, so that a chunk has one float32 copy of them and no more;
+    what is read no more is let go before anything new is made.
     """
     weight, bias = parameters
     assert weight is not None
@@ -277,11 +278,13 @@ def _chunk(
     loss = (losses * weights).sum()
     if not any(wants):
         return loss, [None, None, None]
+    dtype, bent = logits.dtype, None if logits is raw else (raw, logits)
+    del raw, logits
     shares[torch.arange(targets.shape[0], device=targets.device), targets] -= 1.0
-    of_logits = shares.mul_(weights[:, None].float()).to(logits.dtype)
-    of_raw = of_logits
-    if logits is not raw:
-        (of_raw,) = torch.autograd.grad(logits, raw, of_logits)
+    of_raw = shares.mul_(weights[:, None].float()).to(dtype)
+    del shares
+    if bent is not None:
+        (of_raw,) = torch.autograd.grad(bent[1], bent[0], of_raw)
     return loss, [
         of_raw @ weight if wants[0] else None,
         of_raw.T @ hidden if wants[1] else None,
