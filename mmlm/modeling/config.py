@@ -32,9 +32,6 @@ from mmlm.language import HeadRule
 from mmlm.reducers import ReducerConfig, reducers
 from mmlm.vision import VisionConfig, VisionFacts, encoders
 
-_MOST_SIZES = 1 << 16
-"""So many sizes are remembered with their number of tokens: a collection of photos has few."""
-
 
 class TokenCounter:
     """Counts the tokens of a picture or clip from its size; holds no weights, opens no pixels.
@@ -61,7 +58,6 @@ class TokenCounter:
         self.connector = connector
         self.video = video
         self.frame_policy = policy if video is None else video.frame_policy(policy)
-        self._counts: dict[Size, int] = {}
 
     @property
     def side(self) -> Size:
@@ -159,16 +155,10 @@ class TokenCounter:
         """The number of placeholders of a picture or clip of this size."""
         if isinstance(size, ClipSize):
             return self._count_clip(size)
-        known = self._counts.get(size)
-        if known is not None:
-            return known
         plan = self.plan(size)
         grids = [self.grid_of_tile(tile.size) for tile in plan.tiles]
         order = self.policy.arrange(size, plan, grids)
-        found = sum(grid.num_tokens for grid in grids) if order is None else len(order)
-        if len(self._counts) < _MOST_SIZES:
-            self._counts[size] = found
-        return found
+        return sum(grid.num_tokens for grid in grids) if order is None else len(order)
 
     def _count_clip(self, size: ClipSize) -> int:
         """The number of placeholders of a clip: all that follows from its size."""
