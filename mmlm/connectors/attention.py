@@ -20,6 +20,16 @@ STD = 0.02
 """Standard deviation of weights that begin as normal numbers, as in BERT, ViT and BLIP-2."""
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a number of heads that does not divide the width.
+
+    Raises:
+        ValueError: for pydantic, which names the part of the recipe.
+    """
+    if width % heads:
+        raise ValueError(f"heads {heads} does not divide the width {width}")
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries over a context.
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmlm.connectors.activations import ActivationName, activation
-from mmlm.connectors.attention import STD, Attention, Initialisation, mimetic_, normal_
+from mmlm.connectors.attention import STD, Attention, Initialisation, check_heads, mimetic_, normal_
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.connectors.groups import each_group
 from mmlm.connectors.prefix import num_shown
@@ -59,8 +59,8 @@ class OrderedQueriesConnectorConfig(ConnectorConfig):
     def _least_fits(self) -> Self:
         if self.least > self.tokens:
             raise ValueError(f"least {self.least} exceeds the {self.tokens} tokens; lower it")
-        if self.width is not None and self.width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        if self.width is not None:
+            check_heads(self.width, self.heads)
         return self
 
     def out_grid(self, grid: Grid) -> Grid:

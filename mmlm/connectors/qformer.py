@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmlm.connectors.activations import ActivationName, activation
-from mmlm.connectors.attention import STD, Attention, Initialisation, mimetic_, normal_
+from mmlm.connectors.attention import STD, Attention, Initialisation, check_heads, mimetic_, normal_
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.connectors.groups import each_group
 from mmlm.features import Grid, VisionFeatures
@@ -57,8 +57,7 @@ class QFormerConnectorConfig(ConnectorConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        check_heads(self.width, self.heads)
         return self
 
     def out_grid(self, grid: Grid) -> Grid:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.connectors.activations import ActivationName, activation
-from mmlm.connectors.attention import STD, Attention, normal_
+from mmlm.connectors.attention import STD, Attention, check_heads, normal_
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.connectors.groups import each_group
 from mmlm.features import Grid, VisionFeatures
@@ -47,8 +47,7 @@ class TemporalAlignConnectorConfig(ConnectorConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        check_heads(self.width, self.heads)
         return self
 
     def out_grid(self, grid: Grid) -> Grid:

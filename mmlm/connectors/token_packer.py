@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmlm.connectors.attention import STD
+from mmlm.connectors.attention import STD, check_heads
 from mmlm.connectors.base import Connector, ConnectorConfig, connectors
 from mmlm.connectors.groups import each_group
 from mmlm.errors import AlignmentError
@@ -43,8 +43,7 @@ class TokenPackerConnectorConfig(ConnectorConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} does not divide the width {self.width}")
+        check_heads(self.width, self.heads)
         return self
 
     def out_grid(self, grid: Grid) -> Grid:
