@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import FuyuImageProcessor, FuyuProcessor
+from transformers import FuyuForCausalLM, FuyuImageProcessor, FuyuProcessor
 
 from mmlm.assistant import compose, load
+from mmlm.cli import run
 from mmlm.errors import CheckpointError, ConfigError, MMLMError, TemplateError
 from mmlm.features import Size
 from mmlm.hub import is_only_whole, match, opens_in
@@ -77,6 +78,39 @@ def test_the_condition_that_failed_is_named(tmp_path, words, reason):
     assert [each for each in found.reasons if reason in each], found.reasons
     rows = {row.tool: row for row in opens_in(config)}
     assert reason in rows["stock class"].reason
+
+
+def test_the_command_line_writes_it_from_mmlms_own_folder(made, tmp_path, capsys):
+    whole, folder = made
+    own, out = tmp_path / "own", tmp_path / "out"
+    assert run(["import", str(folder / "model"), "--out", str(own)]) == 0
+    assert json.loads((own / "config.json").read_text())["model_type"] == "mmlm"
+    assert run(["export", str(own), "--to", "fuyu", "--out", str(out)]) == 0
+    assert "holds the model as the class fuyu of transformers" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["FuyuForCausalLM"]
+    assert isinstance(FuyuProcessor.from_pretrained(out), FuyuProcessor)
+    stock, wanted = (
+        FuyuForCausalLM.from_pretrained(place).state_dict() for place in (out, folder / "model")
+    )
+    assert stock.keys() == wanted.keys()
+    assert all(torch.equal(stock[key], wanted[key]) for key in wanted)
+    again = load(out, device="cpu")
+    answers = [each.answer(QUESTION, [picture(3)], max_new_tokens=6) for each in (whole, again)]
+    assert answers[0] == answers[1]
+
+
+def test_the_command_line_says_why_a_composition_is_no_fuyu(tmp_path, capsys):
+    compose_tiny(tmp_path).save(tmp_path / "llava")
+    out = tmp_path / "out"
+    assert run(["export", str(tmp_path / "llava"), "--to", "fuyu", "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "holds the model" not in said.out
+    assert "This composition is not FuyuForCausalLM:" in said.err
+    assert "encoder 'hf' (Fuyu has none: patches)" in said.err
+    assert "set `language.format: fuyu`" in said.err
+    assert "Traceback" not in said.err
+    assert not out.exists()
 
 
 def test_a_tied_head_would_learn_the_ends_of_rows(tmp_path):
