@@ -11,6 +11,7 @@ its `out_grid`. To add one, write one module here, register its config, and impo
 
 from mmlm.connectors.base import Connector as Connector
 from mmlm.connectors.base import ConnectorConfig as ConnectorConfig
+from mmlm.connectors.base import Remembering as Remembering
 from mmlm.connectors.base import connectors as connectors
 from mmlm.connectors.bridge import BridgeConnector as BridgeConnector
 from mmlm.connectors.bridge import BridgeConnectorConfig as BridgeConnectorConfig
@@ -30,6 +31,12 @@ from mmlm.connectors.frozen_block import (
 )
 from mmlm.connectors.gated_mlp import GatedMLPConnector as GatedMLPConnector
 from mmlm.connectors.gated_mlp import GatedMLPConnectorConfig as GatedMLPConnectorConfig
+from mmlm.connectors.grounded_qformer import (
+    GroundedQFormerConnector as GroundedQFormerConnector,
+)
+from mmlm.connectors.grounded_qformer import (
+    GroundedQFormerConnectorConfig as GroundedQFormerConnectorConfig,
+)
 from mmlm.connectors.injection import Injecting as Injecting
 from mmlm.connectors.injection import Picture as Picture
 from mmlm.connectors.injection import Seen as Seen
@@ -56,6 +63,10 @@ from mmlm.connectors.perceiver import PerceiverConnectorConfig as PerceiverConne
 from mmlm.connectors.prefix import check_visual_tokens as check_visual_tokens
 from mmlm.connectors.prefix import num_shown as num_shown
 from mmlm.connectors.prefix import visual_tokens as visual_tokens
+from mmlm.connectors.proto_memory import ProtoMemoryConnector as ProtoMemoryConnector
+from mmlm.connectors.proto_memory import (
+    ProtoMemoryConnectorConfig as ProtoMemoryConnectorConfig,
+)
 from mmlm.connectors.qformer import QFormerConnector as QFormerConnector
 from mmlm.connectors.qformer import QFormerConnectorConfig as QFormerConnectorConfig
 from mmlm.connectors.qladder import QLadderConnector as QLadderConnector

@@ -50,4 +50,21 @@ class Connector(nn.Module):
         return None
 
 
+class Remembering(Connector):
+    """A connector that keeps something of the samples that it learns from.
+
+    It notes what it sees while it learns, and takes it in when the optimiser's step is over, so
+    that what a sample becomes does not hang on the samples beside it in the step. The trainer
+    calls both; under another trainer, call `after_step` behind each step.
+    """
+
+    def before_step(self) -> None:
+        """Forget what was noted: a step begins, or begins again."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Take in what was noted; called on every rank, when the weights have moved."""
+        raise NotImplementedError
+
+
 connectors: Registry[ConnectorConfig] = Registry("connector")

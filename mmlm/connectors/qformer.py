@@ -131,9 +131,15 @@ class QFormerConnector(Connector):
     def _read(self, maps: list[Tensor]) -> Tensor:
         return self.project(self.after_layers(maps[0].flatten(1, 3)))
 
-    def after_layers(self, context: Tensor) -> Tensor:
-        """Return the queries that read ``(items, tokens, vision_width)``, before the projection."""
-        queries = self.norm(self.queries).expand(context.shape[0], -1, -1)
+    def after_layers(self, context: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Return the queries that read ``(items, tokens, vision_width)``, before the projection.
+
+        Args:
+            context: What is read.
+            beside: ``(items, queries, width)``, added to the queries before they begin.
+        """
+        begin = self.queries if beside is None else self.queries + beside
+        queries = self.norm(begin).expand(context.shape[0], -1, -1)
         for layer in self.layers:
             queries = layer(queries, context)
         return queries

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmlm.connectors import Remembering
 from mmlm.data.order import key_of
 from mmlm.data.pipeline import PreparedRow, Step
 from mmlm.errors import TrainingError
@@ -74,6 +75,8 @@ class StepLearner:
         self._stand_in, self._adds_pictures = stand_in, every_row_has_pictures
         self._run, self._stage, self._objective = run, stage, objective
         self._optimizer, self._batcher, self._say = optimizer, batcher, say
+        parts = run.assistant.model.modules()
+        self._remembering = [part for part in parts if isinstance(part, Remembering)]
         self.sources = SourceLosses()
         """The losses of the last step, by source."""
         self.cuts = 0
@@ -106,6 +109,8 @@ class StepLearner:
             norm, moved = self._optimizer.step(factor, self._stage.max_grad_norm, may_move=True)
         if not moved:
             self._keep_broken(step, number + 1, loss, norm)
+        for part in self._remembering if moved else ():
+            part.after_step()
         return Learnt(loss, norm, moved)
 
     def _add_up(self, step: Step, number: int, num_items: float) -> float | None:
@@ -113,6 +118,8 @@ class StepLearner:
         run, engine = self._run, self._run.engine
         # Dropout hangs on the step and the rank alone, so that a run that goes on drops the same.
         torch.manual_seed(key_of(run.recipe.run.seed, self._stage.name, number, engine.rank))
+        for part in self._remembering:
+            part.before_step()
         total, ran_out = 0.0, False
         try:
             total = self._passes(self._rows(step), num_items)

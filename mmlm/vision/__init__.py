@@ -5,7 +5,7 @@
 
 `hf` takes any image tower of transformers and `hf_clips` those of clips, `timm` any model of timm,
 `open_clip` that of its checkpoints, `patches` none at all; `mixture` takes several, `scales` one at
-several sizes, `extended` adds to one.
+several sizes, `extended` adds to one; `florence2` reads under prompts.
 An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
 `VisionFacts` without the weights. To add an encoder, write one module here, register its
 config, and import it below; `tests/contracts/test_vision.py` finds it.
@@ -19,6 +19,8 @@ from mmlm.vision.base import in_order as in_order
 from mmlm.vision.blocks import rolling as rolling
 from mmlm.vision.extended import ExtendedConfig as ExtendedConfig
 from mmlm.vision.extended import ExtendedEncoder as ExtendedEncoder
+from mmlm.vision.florence2 import FlorenceEncoder as FlorenceEncoder
+from mmlm.vision.florence2 import FlorenceVisionConfig as FlorenceVisionConfig
 from mmlm.vision.hf import HFVisionConfig as HFVisionConfig
 from mmlm.vision.hf import HFVisionEncoder as HFVisionEncoder
 from mmlm.vision.hf_clips import HFClipsConfig as HFClipsConfig

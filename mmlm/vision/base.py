@@ -85,6 +85,9 @@ class VisionFacts(Config):
     tower: dict[str, Any] | None = None
     """The tower's config as transformers writes it, where it is one of several."""
 
+    prompts: tuple[tuple[int, ...], ...] = ()
+    """The tokens of the prompts under which a picture is read (`florence2`)."""
+
     @property
     def side_size(self) -> Size:
         """The encoder's side as a `Size`."""

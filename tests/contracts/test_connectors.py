@@ -39,6 +39,10 @@ TINY = {
         {"hidden_width": 10, "activation": "gelu", "bias": True},
         {"norm": True},
     ],
+    "grounded_qformer": [
+        {"tokens": 3, "depth": 2, "width": 8, "heads": 2, "mlp_width": 16},
+        {"tokens": 2, "depth": 1, "width": 8, "heads": 2, "mlp_width": 16, "place": 1},
+    ],
     "ldpv2": [{"rows": 3, "columns": 3}],
     "level_merge": [{}, {"groups": [3]}, {"groups": [2, 1, 2]}],
     "mlp": [{}, {"depth": 1}, {"depth": 4, "activation": "gelu_pytorch_tanh", "bias": False}],
@@ -56,6 +60,9 @@ TINY = {
     "perceiver": [
         {"tokens": 3, "depth": 2, "heads": 4, "head_width": 6, "key_heads": 2},
         {"tokens": 3, "depth": 1, "heads": 2, "head_width": 8, "key_heads": 2, "init": "mimetic"},
+    ],
+    "proto_memory": [
+        {"depth": 2, "width": 8, "heads": 2, "prototypes": 3, "bank": 12, "per_item": 2},
     ],
     "qformer": [
         {"tokens": 3, "depth": 3, "width": 8, "heads": 2, "mlp_width": 16},

@@ -37,7 +37,37 @@ HF = {
 }
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 TIMM = {"use": "timm", "pretrained": False, "side_px": 64}
+FLORENCE = {
+    "use": "florence2",
+    "side_px": 64,
+    "prompt_ids": [[0, 7, 2], [0, 8, 9, 2]],
+    "config": {
+        "model_type": "florence2",
+        "vision_config": {
+            "depths": [1, 1, 1, 1],
+            "embed_dim": [8, 8, 16, 16],
+            "num_heads": [2, 2, 2, 2],
+            "num_groups": [2, 2, 2, 2],
+            "window_size": 4,
+            "projection_dim": 24,
+        },
+        "text_config": {
+            "model_type": "bart",
+            "vocab_size": 40,
+            "d_model": 24,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "max_position_embeddings": 64,
+        },
+        "image_token_id": 39,
+    },
+}
 TINY = {
+    "florence2": [FLORENCE, FLORENCE | {"depths": ["entry", 2, -1]}],
     "hf": [
         *HF.values(),
         HF["clip"] | {"layer": "last"},
@@ -127,7 +157,7 @@ def name_of(words: dict) -> str:
     kind = words.get("checkpoint") or config.get("model_type") or words["use"]
     keys = (
         "layer", "layers", "feature", "prefix", "fuse", "factors", "dynamic", "registers",
-        "channel_tokens", "positions",
+        "channel_tokens", "positions", "depths",
     )  # fmt: skip
     more = [str(words[key]) for key in keys if key in words]
     return "-".join([kind, *more])

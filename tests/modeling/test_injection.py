@@ -17,6 +17,11 @@ FORMS = {
     "cross_attention": ({}, CROSS),
     "cross_attention of all": ({}, {**CROSS, "tokens": None, "latest": False}),
     "deepstack": ({"layers": [0, 1]}, {"use": "deepstack", "layers": 2, "start": 0, "depth": 1}),
+    "grounded_qformer": (
+        {},
+        {"use": "grounded_qformer", "tokens": 3, "depth": 2, "width": 16, "heads": 2}
+        | {"mlp_width": 32},
+    ),
     "ep_alm": ({"layers": [0, 1]}, {"use": "ep_alm", "layers": 2, "start": 0}),
 }
 
