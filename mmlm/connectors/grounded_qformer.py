@@ -43,7 +43,7 @@ class GroundedQFormerConnectorConfig(QFormerConnectorConfig):
         return GroundedQFormerConnector(vision_width, text_width, self)
 
 
-class GroundedQFormerConnector(Injecting):
+class GroundedQFormerConnector(QFormerConnector, Injecting):
     """Marks the places of each picture, and fills them inside the language model.
 
     Shapes:
@@ -55,10 +55,9 @@ class GroundedQFormerConnector(Injecting):
     def __init__(
         self, vision_width: int, text_width: int, config: GroundedQFormerConnectorConfig
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(vision_width, text_width, config)
+        self.place = config.place
         self.marks = nn.Parameter(torch.randn(config.tokens, text_width) * STD)
-        self.qformer = QFormerConnector(vision_width, text_width, config)
         self.enter = nn.Linear(text_width, config.width)
         nn.init.normal_(self.enter.weight, std=STD)
         nn.init.zeros_(self.enter.bias)
@@ -72,7 +71,7 @@ class GroundedQFormerConnector(Injecting):
 
     def places(self, num_layers: int) -> tuple[int, ...]:
         """Return the one layer before which the places are filled."""
-        place = num_layers // 2 if self.config.place is None else self.config.place
+        place = num_layers // 2 if self.place is None else self.place
         return spread(1, place, 1, num_layers, name="grounded_qformer")
 
     def inject(self, index: int, hidden: Tensor, seen: Seen) -> Tensor:
@@ -88,11 +87,7 @@ class GroundedQFormerConnector(Injecting):
         items, found = pictures.items(), dict[int, Tensor]()
         for _, members in by_grid(pictures):
             context = torch.stack([items[index] for index in members])
-            read = self.qformer.after_layers(context, beside[members])
-            found |= zip(members, self.qformer.project(read), strict=True)
+            read = self.after_layers(context, beside[members])
+            found |= zip(members, self.project(read), strict=True)
         filled = torch.cat([found[index] for index in range(len(items))])
         return hidden.masked_scatter(seen.slots[..., None], filled.to(hidden.dtype))
-
-    def last_linear(self) -> nn.Linear:
-        """Return the layer to the text width."""
-        return self.qformer.project

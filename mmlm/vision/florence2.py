@@ -183,7 +183,7 @@ class FlorenceEncoder(VisionEncoder):
         self._known = sorted({token for prompt in facts.prompts for token in prompt})
         self.backbone: Any = florence.Florence2VisionBackbone(values.vision_config)
         self.projector: Any = florence.Florence2MultiModalProjector(values)
-        text = AutoConfig.for_model(**values.text_config.to_dict())
+        text: Any = AutoConfig.for_model(**values.text_config.to_dict())
         text.vocab_size, text.pad_token_id = 1, None  # its words stand in `words`
         self.text: Any = BartEncoder(text)
         self.text.embed_tokens = nn.Identity()
@@ -278,7 +278,8 @@ def _load_whole(checkpoint: str, revision: str | None, dtype: torch.dtype) -> An
                 f"vision.checkpoint {checkpoint} is a {config.model_type}, and florence2 reads "
                 f"Florence-2, such as florence-community/Florence-2-base."
             )
-        whole, report = Florence2Model.from_pretrained(
+        stock: Any = Florence2Model
+        whole, report = stock.from_pretrained(
             checkpoint, revision=revision, config=_calm(config), dtype=dtype,
             output_loading_info=True,
         )  # fmt: skip

@@ -32,16 +32,15 @@ def test_the_queries_begin_as_hidden_states_and_end_as_such():
     slots[0, [1, 2, 3, 6, 7, 8]] = True
     written = connector.inject(0, hidden, Seen(out, slots, slots.long(), 0))
     assert torch.equal(written[~slots], hidden[~slots])
-    qformer = connector.qformer
     for item, places in zip(given.items(), ([1, 2, 3], [6, 7, 8]), strict=True):
         state = hidden[0, places]
         mean, spread = state.mean(1, keepdim=True), state.var(1, unbiased=False, keepdim=True)
         state = connector.enter((state - mean) / (spread + 1e-5) ** 0.5)
-        queries = qformer.norm(qformer.queries + state)[None]
-        for layer in qformer.layers:
+        queries = connector.norm(connector.queries + state)[None]
+        for layer in connector.layers:
             queries = layer(queries, item[None])
         torch.testing.assert_close(
-            written[0, places], qformer.project(queries)[0], rtol=0, atol=1e-5
+            written[0, places], connector.project(queries)[0], rtol=0, atol=1e-5
         )
 
 
