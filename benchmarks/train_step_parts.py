@@ -179,7 +179,7 @@ def _tokenizer() -> Any:
 
 
 class Ours(Stock):
-    """MMLM's step: packed rows, attention by segment, the loss alone, fused AdamW."""
+    """MMLM's step: packed rows, attention by segment, lean layers, the loss alone, fused AdamW."""
 
     fused = True
 
@@ -197,9 +197,11 @@ class Ours(Stock):
     def prepared(self, model: Any, dtype: Any) -> Any:
         """Return MMLM's class with the same weights."""
         from mmlm.modeling import SEGMENTS
+        from mmlm.modeling.lean import keep_less
 
         ours = in_ours(model).cast(dtype).train()
         ours.get_decoder().set_attn_implementation(SEGMENTS)
+        keep_less(ours)
         return ours
 
     def first_epoch(self, data: list[dict[str, Any]]) -> None:

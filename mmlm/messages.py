@@ -67,6 +67,11 @@ class Message:
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is one piece of text and nothing else, as most turns are."""
+        return len(self.content) == 1 and isinstance(self.content[0], Text)
+
+    @property
     def images(self) -> list[Any]:
         """The images, in reading order."""
         return [part.image for part in self.content if isinstance(part, ImagePart)]

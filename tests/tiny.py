@@ -126,7 +126,9 @@ def picture(seed: int = 0, height: int = 40, width: int = 56) -> Image.Image:
     return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def compose_tiny(folder: Path, vision: str = "clip", language: str = "llama", **parts: Any) -> Any:
+def compose_tiny(
+    folder: Path, vision: str = "clip", language: str = "llama", *, seed: int = 0, **parts: Any
+) -> Any:
     """Return an `Assistant` of tiny parts, which are written into `folder`."""
     from mmlm.assistant import compose
 
@@ -134,7 +136,8 @@ def compose_tiny(folder: Path, vision: str = "clip", language: str = "llama", **
         eye: dict[str, Any] = {"use": "patches", "patch_px": 8, "side_px": 32}
     else:
         eye = {"use": "hf", "checkpoint": str(save_vision(folder / vision, vision)), "layer": -2}
-    words = {"use": "causal_lm", "checkpoint": str(save_language(folder / language, language))}
+    written = save_language(folder / language, language, seed)
+    words = {"use": "causal_lm", "checkpoint": str(written)}
     words |= parts.pop("talk", {})
     torch.manual_seed(2)
     return compose(vision=parts.pop("eye", eye), language=words, **parts)

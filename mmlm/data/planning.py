@@ -206,10 +206,10 @@ def size_of(picture: Any, readers: Readers) -> Size:
         BadRowError: if the file is not there, or is one that nobody should wait for.
         ImageError: if the header cannot be read, or promises too large a picture.
     """
-    if not isinstance(picture, str | os.PathLike):
+    path = picture if isinstance(picture, str) else _path_of(picture)
+    if path is None:
         return read_size(picture, readers=readers)
     try:
-        path = os.fspath(picture)
         size, length = quick_size(path if "#" not in path else str(split_reference(path)[0]))
     except (FileNotFoundError, NotADirectoryError):
         raise BadRowError("no_image_file", str(picture)) from None
@@ -218,6 +218,12 @@ def size_of(picture: Any, readers: Readers) -> Size:
     if size is None or size.height * size.width > MAX_PIXELS or not 0 < max(size) <= MAX_SIDE_PX:
         return read_size(picture, readers=readers)
     return size
+
+
+def _path_of(picture: Any) -> str | None:
+    """Return the path that a picture is named by, or None if it is given in another way."""
+    path = os.fspath(picture) if isinstance(picture, os.PathLike) else None
+    return path if isinstance(path, str) else None
 
 
 def cause_of(picture: Any, error: Exception) -> str:

@@ -101,7 +101,7 @@ class RowReader(Config):
             raise BadRowError("too_many_images", f"{num_images}, at most {self.max_images} may be")
         if num_images:
             home = folder / self.images if self.images else folder
-            messages = [_with_paths(m, home) if m.images else m for m in messages]
+            messages = [m if m.is_text else _with_paths(m, home) for m in messages]
         if self.learn == "all":
             messages = [_asked_too(message) for message in messages]
         return Sample(

@@ -19,9 +19,9 @@ from typing import Any
 
 from mmlm.data.schema import BadRowError
 from mmlm.errors import DataError
-from mmlm.messages import Clip, ImagePart, Message, Part, Text, from_openai
+from mmlm.messages import Clip, ImagePart, Message, Part, Role, Text, from_openai
 
-_SPEAKERS = {
+_SPEAKERS: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -31,6 +31,7 @@ _SPEAKERS = {
     "model": "assistant",
     "system": "system",
 }
+_TURNS: list[Role] = ["user", "assistant"] * 64
 _PLACE = re.compile(r"<image>\n?")
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = 80
@@ -89,6 +90,10 @@ def _image(value: Any, key: str) -> Any:
     return value
 
 
+def _role_of(speaker: str) -> Role | None:
+    return _SPEAKERS.get(speaker) or _SPEAKERS.get(speaker.lower())
+
+
 def _turns(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise BadRowError("wrong_type", f"`{key}` is {short(value)}, not a list of turns")
@@ -104,13 +109,13 @@ def _from_conversations(row: dict[str, Any], images: list[Any]) -> list[Message]
         if not isinstance(turn, dict):
             raise BadRowError("wrong_type", f"a turn is {short(turn)}, not an object")
         speaker = turn["from"] if "from" in turn else turn.get("role")
-        role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
-        if role is None:
+        if not isinstance(speaker, str) or (role := _role_of(speaker)) is None:
             raise BadRowError("wrong_role", f"a turn is from {short(speaker)}")
         value = turn["value"] if "value" in turn else turn.get("content")
         if not isinstance(value, str):
             raise BadRowError("wrong_type", f"the value of a turn is {short(value)}, not text")
-        messages.append(Message(role, (Text(value),), _learn(turn)))  # type: ignore[arg-type]
+        learn = _learn(turn) if "learn" in turn else None
+        messages.append(Message(role, (Text(value),), learn))
     if not images and any("<image>" in message.text for message in messages):
         raise BadRowError("placeholders", "the text says <image> and the row has no image")
     return place_images(messages, images)
@@ -173,7 +178,7 @@ def place_images(messages: list[Message], images: list[Any]) -> list[Message]:
     if not images:
         return messages
     texts = [message.text for message in messages]
-    places = sum(text.count("<image>") for text in texts)
+    places = "\0".join(texts).count("<image>")
     waiting = iter(images)
     if places == 0:
         first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
@@ -185,12 +190,12 @@ def place_images(messages: list[Message], images: list[Any]) -> list[Message]:
         raise BadRowError(
             "placeholders", f"{places} times <image> in the text and {len(images)} images"
         )
-    return [
-        message
-        if len(message.content) == 1 and "<image>" not in text
-        else Message(message.role, _split_places(text, waiting), message.learn)
-        for message, text in zip(messages, texts, strict=True)
-    ]
+    for number, text in enumerate(texts):
+        message = messages[number]
+        if "<image>" in text or len(message.content) != 1:
+            parts = _split_places(text, waiting)
+            messages[number] = Message(message.role, parts, message.learn)
+    return messages
 
 
 def _split_places(text: str, images: Iterator[Any]) -> tuple[Part, ...]:
@@ -209,36 +214,41 @@ def _split_places(text: str, images: Iterator[Any]) -> tuple[Part, ...]:
 
 def checked(messages: Sequence[Message]) -> list[Message]:
     """Refuse conversations that no chat template can be asked to render."""
-    roles = [message.role for message in messages]
+    roles: list[Role] = [message.role for message in messages]
     texts = [message.text for message in messages]
-    if "system" in roles[1:]:
-        raise BadRowError("wrong_order", "a system turn stands after the first")
     first = 1 if roles[:1] == ["system"] else 0
-    if roles[first : first + 1] != ["user"]:
-        raise BadRowError("wrong_order", "the first turn is not the user's")
-    for one, other in pairwise(roles[first:]):
-        if one == other:
-            raise BadRowError("wrong_order", f"two {one} turns follow one another")
-    if not any(message.learns for message in messages[first:]):
+    if len(roles) == first or roles[first:] != _TURNS[: len(roles) - first]:
+        _require_order(roles, first)
+    if not messages[-1].learns and not any(message.learns for message in messages[first:]):
         raise BadRowError("no_answer", "no turn is the assistant's")
     empty = {
         role
-        for role, text, message in zip(roles, texts, messages, strict=True)
-        if (not text or text.isspace()) and not message.images
+        for number, (role, text) in enumerate(zip(roles, texts, strict=True))
+        if (not text or text.isspace()) and not messages[number].images
     }
     if "assistant" in empty:
         raise BadRowError("no_answer", "an assistant turn is empty")
     if "user" in empty:
         raise BadRowError("no_question", "a user turn is empty")
     for text in texts:
-        _require_unicode(text)
+        if not text.isascii():
+            _require_unicode(text)
     return list(messages)
+
+
+def _require_order(roles: Sequence[Role], first: int) -> None:
+    """Refuse turns in another order than user, assistant, user, and so on."""
+    if "system" in roles[1:]:
+        raise BadRowError("wrong_order", "a system turn stands after the first")
+    if roles[first : first + 1] != ["user"]:
+        raise BadRowError("wrong_order", "the first turn is not the user's")
+    for one, other in pairwise(roles[first:]):
+        if one == other:
+            raise BadRowError("wrong_order", f"two {one} turns follow one another")
 
 
 def _require_unicode(text: str) -> None:
     """Refuse half characters, which JSON can write and no tokenizer can read."""
-    if text.isascii():
-        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -34,6 +34,7 @@ from mmlm.errors import CheckpointError, ConfigError, TrainingError
 from mmlm.hub import upgrade
 from mmlm.language.adapters import merge_adapters
 from mmlm.language.routing import CANNOT_MERGE, is_routed
+from mmlm.modeling.lean import keep_all, keep_less
 from mmlm.recipes import find_recipe, list_recipes
 from mmlm.training.adapting import check_stages
 from mmlm.training.attention import choose_attention, set_attention
@@ -242,8 +243,11 @@ class Trainer:
         else:
             assistant = compose(**model_words)
         assistant.model.cast(precision.dtype)
-        if self.recipe.run.gradient_checkpointing:
+        recomputes = self.recipe.run.gradient_checkpointing
+        if recomputes:
             assistant.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not self.recipe.run.compile:  # a compiler finds by itself what need not be kept
+            keep_less(assistant.model, recomputes=recomputes)
         return assistant
 
     def _upgraded(self, place: str | Path, parts: dict[str, Any]) -> Assistant:
@@ -379,6 +383,7 @@ class Trainer:
             self._compose_anew(run)
         if self.engine.is_main:
             set_attention(run.assistant.model, "sdpa")
+            keep_all(run.assistant.model)
             if self.recipe.run.gradient_checkpointing:
                 run.assistant.model.gradient_checkpointing_disable()
             values = self.recipe.to_dict()

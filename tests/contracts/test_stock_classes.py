@@ -159,7 +159,11 @@ def composed(folder: Path, name: str):
         checkpoint = str(save_vision(folder / "eye", kind))
         words["eye"] = {"use": "hf", "checkpoint": checkpoint, "layer": layer}
         words["eye"] |= {"mean": [0.5] * 3, "std": [0.5] * 3} if kind == "internvl" else {}
-    return compose_tiny(folder, **words)
+    # Each with words of its own, so that one class' answer is not another's.
+    assistant = compose_tiny(folder, seed=10 * sorted(EXAMPLES).index(name), **words)
+    # Where embeddings are tied, a tiny model else only says its last token again: a line break.
+    assistant.model.get_input_embeddings().weight.data.mul_(0.1)
+    return assistant
 
 
 def ask(assistant, questions=("What is it?",), count: int = 1):
@@ -245,8 +249,7 @@ def test_strangers_without_mmlm_get_the_same_answers(made_of, tmp_path):
     assert [answer.strip() for _, _, answer, _ in heard] == list(answers.values())
     assert [piped for *_, piped in heard] == [answer for _, _, answer, _ in heard]
     assert [row[0] for row in heard] == [stock_classes[name].class_name for name in made]
-    # Tiny models repeat themselves; a table that mixed folders up would still be seen.
-    assert len({answer for answer in answers.values() if answer}) > len(answers) / 2
+    assert len({answer for answer in answers.values() if answer}) >= len(answers) - 2
 
 
 @pytest.mark.parametrize("name", ["mistral3", "hyperclovax_vision"])
