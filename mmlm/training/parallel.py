@@ -17,6 +17,8 @@ come from accelerate. How a model is spread is in `sharding` and `zero`.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +29,24 @@ from mmlm.errors import ConfigError
 from mmlm.training.recipe import RunConfig, Sharding
 
 _BUCKET_ELEMENTS = 1 << 25
+
+
+def missing_processes(environment: Mapping[str, str]) -> str | None:
+    """Say so if accelerate was asked for several processes and started this one alone.
+
+    Without GPUs for all of them, `accelerate launch` starts several only where `--multi_gpu` is
+    said; else it leaves them to MPI, and sets an address for them and no rank.
+
+    >>> missing_processes({"RANK": "0"}) is None
+    True
+    """
+    asked = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= environment.keys()
+    if not asked or "RANK" in environment:
+        return None
+    return (
+        "alone       accelerate was asked for several processes and started one: this one trains "
+        "alone. Use mmlm train RECIPE --processes N, or accelerate launch --multi_gpu."
+    )
 
 
 class Engine:
@@ -43,6 +63,8 @@ class Engine:
         self.device: torch.device = self._state.device
         self.rank: int = self._state.process_index
         self.world: int = self._state.num_processes
+        self.warning = missing_processes(os.environ) if self.world == 1 else None
+        """What a person should know before a run begins, or None."""
         if run.sharding == "none" and self.world > 1:
             raise ConfigError(
                 f"run.sharding is none, but {self.world} processes were started. Use ddp or auto."
