@@ -249,7 +249,9 @@ def test_strangers_without_mmlm_get_the_same_answers(made_of, tmp_path):
     assert [answer.strip() for _, _, answer, _ in heard] == list(answers.values())
     assert [piped for *_, piped in heard] == [answer for _, _, answer, _ in heard]
     assert [row[0] for row in heard] == [stock_classes[name].class_name for name in made]
-    assert len({answer for answer in answers.values() if answer}) >= len(answers) - 2
+    # Empty answers would equal one another whatever was read, and so would those of one folder.
+    assert all(answers.values())
+    assert len(set(answers.values())) > len(answers) / 2
 
 
 @pytest.mark.parametrize("name", ["mistral3", "hyperclovax_vision"])
