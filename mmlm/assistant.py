@@ -19,8 +19,8 @@ from mmlm.connectors import connectors
 from mmlm.errors import CheckpointError, ConfigError
 from mmlm.generation import Answer, Chat, GenerationSettings, Request, answer_batch
 from mmlm.images import image_policies, video_policies
-from mmlm.language import add_image_token, decoder_of, head_of, head_rule_of, languages
-from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
+from mmlm.language import ChatFormat, add_image_token, decoder_of, head_of, head_rule_of, languages
+from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration, with_turns
 from mmlm.processing import MMLMImageProcessor, MMLMProcessor
 from mmlm.reducers import reducers
 from mmlm.vision import encoders
@@ -182,6 +182,7 @@ def compose(
     encoder = vision_part.load()
     causal, tokenizer = language_part.load()
     image_token_id = add_image_token(tokenizer, causal)
+    connector_part = with_turns(connector_part, lambda: ChatFormat(tokenizer))
     rule = head_rule_of(causal)
     config = MMLMConfig(
         text_config=causal.config,

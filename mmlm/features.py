@@ -72,12 +72,15 @@ class VisionFeatures:
         prefix: ``(items, num_prefix, width)`` or None: CLS and register tokens, kept apart
         layers: further layers or stages that were asked for, each like `values` with its
             own grids; empty unless the encoder was asked for more than one
+        words: ``(words, text_width)`` for each item, what was asked about it; None unless a
+            connector reads the question
     """
 
     values: Tensor
     grids: tuple[Grid, ...]
     prefix: Tensor | None = None
     layers: tuple[VisionFeatures, ...] = field(default=())
+    words: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values whose number does not follow from the grids."""

@@ -8,6 +8,8 @@ from typing import Any
 from mmlm.cli.base import Command, Options, Parser, hush
 from mmlm.config import parse_yaml
 
+_MOST_ROWS = 1000
+
 
 def _arguments(parser: Parser) -> None:
     parser.word("encoder", metavar="ENCODER", help="timm:NAME, a Hub id or folder, or {use: …}")
@@ -16,13 +18,21 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="a weight file (timm)")
     parser.add_argument("--image", metavar="FILE", help="a picture whose features are drawn")
     parser.add_argument(
+        "--texts", nargs="+", metavar="TEXTS", help="encoders of texts to compare it with (CKA)"
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="ENCODER", help="and further encoders"
+    )
+    parser.add_argument("--rows", metavar="FILE", help="pictures with captions, for --texts")
+    parser.add_argument(
         "--out", metavar="PNG", default="probe.png", help="where they are drawn (probe.png)"
     )
 
 
-def words_of(options: Options) -> dict[str, Any]:
+def words_of(options: Options, named: str | None = None) -> dict[str, Any]:
     """Turn the command line into the words of a recipe."""
-    named: str = options.encoder
+    named = options.encoder if named is None else named
+    assert named is not None
     if named.lstrip().startswith("{"):
         words: dict[str, Any] = dict(parse_yaml(named, origin="ENCODER"))
     elif named.startswith("timm:"):
@@ -42,6 +52,9 @@ def _run(options: Options) -> None:
     hush()
     from mmlm.vision import encoders, measure
 
+    if options.texts:
+        _compare(options)
+        return
     config = encoders.read(words_of(options), origin="ENCODER")
     encoder = config.load().eval().requires_grad_(False)
     facts = encoder.facts
@@ -59,6 +72,33 @@ def _run(options: Options) -> None:
     print(f"speed       {measure.images_per_second(encoder):,.1f} pictures a second here")
     if options.image:
         print(f"drawn       {_draw(options, encoder)}")
+
+
+def _compare(options: Options) -> None:
+    """Print how alike encoders of pictures and of texts see the same rows."""
+    from mmlm.data.mixture import open_mixture
+    from mmlm.data.schema import BadRowError
+    from mmlm.errors import ConfigError
+    from mmlm.evaluation.probes.pairs import rank_pairs
+    from mmlm.messages import images_of
+
+    if not options.rows:
+        raise ConfigError("--texts needs --rows: a file of pictures with captions, as for training")
+    source = open_mixture(options.rows, folder=Path.cwd()).sources[0]
+    rows: list[tuple[Any, str]] = []
+    for number in range(min(len(source), _MOST_ROWS)):
+        try:
+            messages = source.sample(number).messages
+        except BadRowError:
+            continue
+        said = " ".join(each.text for each in messages if each.role == "assistant").strip()
+        if said and len(images_of(messages)) == 1:
+            rows.append((images_of(messages)[0], said))
+    names = [options.encoder, *options.against]
+    found = rank_pairs({name: words_of(options, name) for name in names}, options.texts, rows)
+    print(f"compared    {len(rows):,} pictures with their captions; 1 is alike, 0 unrelated")
+    for pair in found:
+        print(f"alike       {pair.score:6.3f}  {pair.vision}  and  {pair.text}")
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -100,6 +140,7 @@ COMMANDS = {
             ("mmlm probe google/siglip2-base-patch16-256", "a checkpoint of transformers"),
             ("mmlm probe timm:convnext_tiny --untrained", "a network of timm, no weights"),
             ("mmlm probe FOLDER --image cat.jpg", "writes probe.png"),
+            ("mmlm probe FOLDER --texts BERT --rows rows.jsonl", "how alike both see the rows"),
         ],
     )
 }

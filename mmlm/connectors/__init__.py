@@ -23,8 +23,14 @@ from mmlm.connectors.cross_attention import (
 )
 from mmlm.connectors.deepstack import DeepStackConnector as DeepStackConnector
 from mmlm.connectors.deepstack import DeepStackConnectorConfig as DeepStackConnectorConfig
+from mmlm.connectors.dual_projector import DualProjectorConnector as DualProjectorConnector
+from mmlm.connectors.dual_projector import (
+    DualProjectorConnectorConfig as DualProjectorConnectorConfig,
+)
 from mmlm.connectors.ep_alm import EPALMConnector as EPALMConnector
 from mmlm.connectors.ep_alm import EPALMConnectorConfig as EPALMConnectorConfig
+from mmlm.connectors.fiber import FiberConnector as FiberConnector
+from mmlm.connectors.fiber import FiberConnectorConfig as FiberConnectorConfig
 from mmlm.connectors.frozen_block import FrozenBlockConnector as FrozenBlockConnector
 from mmlm.connectors.frozen_block import (
     FrozenBlockConnectorConfig as FrozenBlockConnectorConfig,
@@ -40,6 +46,12 @@ from mmlm.connectors.grounded_qformer import (
 from mmlm.connectors.injection import Injecting as Injecting
 from mmlm.connectors.injection import Picture as Picture
 from mmlm.connectors.injection import Seen as Seen
+from mmlm.connectors.language_conditioned import (
+    LanguageConditionedConnector as LanguageConditionedConnector,
+)
+from mmlm.connectors.language_conditioned import (
+    LanguageConditionedConnectorConfig as LanguageConditionedConnectorConfig,
+)
 from mmlm.connectors.ldp import LDPConnector as LDPConnector
 from mmlm.connectors.ldp import LDPConnectorConfig as LDPConnectorConfig
 from mmlm.connectors.ldpv2 import LDPv2Connector as LDPv2Connector
@@ -71,6 +83,9 @@ from mmlm.connectors.qformer import QFormerConnector as QFormerConnector
 from mmlm.connectors.qformer import QFormerConnectorConfig as QFormerConnectorConfig
 from mmlm.connectors.qladder import QLadderConnector as QLadderConnector
 from mmlm.connectors.qladder import QLadderConnectorConfig as QLadderConnectorConfig
+from mmlm.connectors.question import Conditioning as Conditioning
+from mmlm.connectors.question import QuestionConfig as QuestionConfig
+from mmlm.connectors.question import Words as Words
 from mmlm.connectors.reassemble import ReassembleConnector as ReassembleConnector
 from mmlm.connectors.reassemble import ReassembleConnectorConfig as ReassembleConnectorConfig
 from mmlm.connectors.semantic_tokens import SemanticTokensConnector as SemanticTokensConnector
@@ -81,6 +96,8 @@ from mmlm.connectors.temporal import TemporalAlignConnector as TemporalAlignConn
 from mmlm.connectors.temporal import (
     TemporalAlignConnectorConfig as TemporalAlignConnectorConfig,
 )
+from mmlm.connectors.text_memory import TextMemoryConnector as TextMemoryConnector
+from mmlm.connectors.text_memory import TextMemoryConnectorConfig as TextMemoryConnectorConfig
 from mmlm.connectors.token_packer import TokenPackerConnector as TokenPackerConnector
 from mmlm.connectors.token_packer import TokenPackerConnectorConfig as TokenPackerConnectorConfig
 from mmlm.connectors.xformer import XFormerConnector as XFormerConnector

@@ -20,6 +20,9 @@ class ConnectorConfig(PartConfig):
     ordered: ClassVar[bool] = False
     """Whether the first k tokens of an item do not depend on the others, for every k."""
 
+    reads_question: ClassVar[bool] = False
+    """Whether what it gives hangs on the question: see `mmlm.connectors.question`."""
+
     @property
     def cell(self) -> int:
         """Side of the square of features that one token stands for, where there is one."""
@@ -44,6 +47,10 @@ class Connector(nn.Module):
     def forward(self, features: VisionFeatures) -> VisionFeatures:
         """Project the features; items do not see one another."""
         raise NotImplementedError
+
+    def idle_parameters(self) -> frozenset[str]:
+        """Name the parameters on which no token depends: an objective of their own teaches them."""
+        return frozenset()
 
     def last_linear(self) -> nn.Linear | None:
         """Return the layer whose weights set the scale of the output, or None if none does."""

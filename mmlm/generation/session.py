@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mmlm.connectors import check_visual_tokens, visual_tokens
+from mmlm.connectors import QuestionConfig, check_visual_tokens, visual_tokens
 from mmlm.errors import CheckpointError, ConfigError, MMLMError
 from mmlm.generation.answering import Answering as Answering
 from mmlm.generation.answering import Kept, Key
@@ -39,7 +39,7 @@ from mmlm.generation.json_form import JsonForm
 from mmlm.generation.settings import GenerationSettings
 from mmlm.generation.words import Words
 from mmlm.messages import Message, images_of
-from mmlm.modeling import MMLMForConditionalGeneration
+from mmlm.modeling import MMLMForConditionalGeneration, question_of
 from mmlm.processing import Encoded, MMLMProcessor
 
 BUDGET_BYTES = 1 << 30
@@ -184,10 +184,18 @@ class Sessions:
             conversation, add_generation_prompt=True, with_pixels=False
         )
         keys: list[Key] = list(prompt.ids)
+        connector = connector_of(self.model)
         for (first, last), source in zip(prompt.image_spans, sources, strict=True):
             name = digest(source)
+            if isinstance(connector, QuestionConfig):  # another question sees another picture
+                asked = question_of(prompt.ids, (first, last), connector)
+                name += repr(asked).encode()
             keys[first:last] = [(name, place) for place in range(last - first)]
         return prompt, keys, sources
+
+    @property
+    def _reads_question(self) -> bool:
+        return isinstance(connector_of(self.model), QuestionConfig)
 
     def _room(self, num_prompt_tokens: int, wanted: int) -> int:
         """How many tokens the answer may have, given how many the model reads."""
@@ -209,6 +217,8 @@ class Sessions:
                 shared = _usable(_num_common(kept.keys, keys), len(keys), spans)
                 if not can_crop(kept.cache) and shared != len(kept.keys):
                     continue
+                if self._reads_question and any(first >= shared for first, _ in spans):
+                    continue  # a new picture needs its whole question
                 if shared > length:
                     best, length = kept, shared
             if best is None:

@@ -21,8 +21,8 @@ from mmlm.connectors import connectors
 from mmlm.errors import ConfigError
 from mmlm.hub.load import load_parts, model_of_run
 from mmlm.images import image_policies
-from mmlm.language import add_image_token, decoder_of, head_of, head_rule_of, languages
-from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration
+from mmlm.language import ChatFormat, add_image_token, decoder_of, head_of, head_rule_of, languages
+from mmlm.modeling import MMLMConfig, MMLMForConditionalGeneration, with_turns
 from mmlm.processing import MMLMImageProcessor, MMLMProcessor
 from mmlm.reducers import reducers
 from mmlm.vision import encoders
@@ -94,6 +94,9 @@ def upgrade(
         rule, template = head_rule_of(causal).to_dict(), None
         tied = bool(causal.config.tie_word_embeddings)
         sources["language"] = spoken.to_dict()
+    read = connectors.read(words["connector"], origin="model.connector")
+    talks = with_turns(read, lambda: ChatFormat(tokenizer, template))
+    words["connector"] = talks.to_dict()
     config = MMLMConfig(
         **words, text_config=text, vision_config=tower, vision_facts=facts,
         video=getattr(was, "video", None), image_token_id=image_token_id, head=rule,

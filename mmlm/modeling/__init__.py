@@ -13,3 +13,7 @@ from mmlm.modeling.config import MMLMConfig as MMLMConfig
 from mmlm.modeling.fusion import place_image_features as place_image_features
 from mmlm.modeling.model import MMLMForConditionalGeneration as MMLMForConditionalGeneration
 from mmlm.modeling.model import MMLMModel as MMLMModel
+from mmlm.modeling.pictures import Place as Place
+from mmlm.modeling.pictures import places_of_pictures as places_of_pictures
+from mmlm.modeling.questions import question_of as question_of
+from mmlm.modeling.questions import with_turns as with_turns

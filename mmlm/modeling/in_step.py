@@ -37,7 +37,8 @@ def nothing_seen(model: Any, device: torch.device) -> Tensor:
     blank = torch.zeros(shape, device=device)
     features = model.get_image_features(blank, image_sizes=sizes)
     nothing = features.values.sum()
-    if model.injection is not None:  # what is only read between the layers must not idle either
+    # What is only read between the layers, or reads a question, must not idle either.
+    if model.injection is not None or model.reads_question:
         nothing = nothing + sum(weight.sum() for weight in model.connector.parameters())
         nothing = nothing + sum(layer.values.sum() for layer in features.layers)
     return nothing * 0.0

@@ -91,7 +91,7 @@ class Injection:
         else:
             slots = input_ids == placeholder_id
         rows, last = self._earlier(cache, first, batch)
-        segments = _segments(like, first, last, position_ids, borders)
+        segments = segments_of(like, first, last, position_ids, borders)
         if features is not None and self.connector.keeps_pictures:
             _deal(rows, features, self.connector.kept(features), slots, segments, first)
         self.seen = Seen(features, slots, segments, first, rows)
@@ -156,7 +156,7 @@ def layers_of(language: Any) -> nn.ModuleList:
     )
 
 
-def _segments(
+def segments_of(
     like: Tensor, first: int, last: Tensor | None, position_ids: Tensor | None, borders: Any
 ) -> Tensor:
     """Return the number of the packed sample that each token belongs to: ``(batch, tokens)``."""

@@ -22,9 +22,8 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from mmlm.errors import AlignmentError
-from mmlm.features import ClipSize, Grid, Size, VisionFeatures
+from mmlm.features import VisionFeatures
 from mmlm.modeling.attention import borders_given
-from mmlm.modeling.clips import connected
 from mmlm.modeling.config import MMLMConfig
 from mmlm.modeling.fusion import place_image_features
 from mmlm.modeling.head import Head, labelled_loss, without_first_of_each
@@ -34,15 +33,13 @@ from mmlm.modeling.injection import Injection
 from mmlm.modeling.outputs import MMLMModelOutput, MMLMOutput
 from mmlm.modeling.pictures import (
     Marks,
-    arrange,
-    encode_numbers,
     images_by_row,
     sizes_of,
-    split_by_picture,
 )
 from mmlm.modeling.positions import SharedPositions
+from mmlm.modeling.questions import Conditioned, words_of_tiles
+from mmlm.modeling.seeing import Seeing
 from mmlm.vision import VisionEncoder
-from mmlm.vision.depthwise import quick_depthwise
 
 PARTS = {
     "model.vision.": "vision",
@@ -61,7 +58,7 @@ def _mark_as_loaded(*modules: nn.Module | None) -> None:
             child._is_hf_initialized = True  # type: ignore[assignment]
 
 
-class MMLMModel(PreTrainedModel):
+class MMLMModel(Seeing):
     """The parts without the head: gives the last hidden states."""
 
     config_class = MMLMConfig
@@ -102,6 +99,7 @@ class MMLMModel(PreTrainedModel):
         self.shared_positions = None if steps is None else SharedPositions(steps)
         self.language = language or AutoModel.from_config(config.text_config)
         self.injection = Injection.between(self.connector, self.language, num_marks=num_marks)
+        self.conditioned = Conditioned.between(self.connector, self.vision, self.counter)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -118,84 +116,45 @@ class MMLMModel(PreTrainedModel):
             restore()
         super()._init_weights(module)
 
-    def encode_images(
-        self, pixel_values: Tensor, sizes: Sequence[Size | ClipSize] | None = None
-    ) -> VisionFeatures:
-        """Return the encoder's features, without a graph where the encoder stands still.
-
-        Shapes:
-            pixel_values: ``(tiles, channels, height, width)``, or one row of numbers with the
-                `sizes` of the pictures; see `mmlm.modeling.pictures`
-        """
-        learning = (weight.requires_grad for weight in self.vision.parameters())
-        learns = torch.is_grad_enabled() and (pixel_values.requires_grad or any(learning))
-        pixels = pixel_values.to(self._vision_dtype())
-        with torch.set_grad_enabled(learns), quick_depthwise(pixels, learns=learns):
-            if sizes is None:
-                return self.vision(pixels)
-            return encode_numbers(self.vision, pixels, self.counter, sizes)
-
-    def encode_pictures(
-        self, pixels: Sequence[Tensor], sizes: Sequence[Size | ClipSize]
-    ) -> list[VisionFeatures]:
-        """Return the encoder's features of each picture.
+    def _asked(
+        self, input_ids: Tensor | None, image_sizes: Tensor | None, seen: Sequence[Any], **text: Any
+    ) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+        """Return the embeddings, and what is asked about each tile, if the connector reads it.
 
         Args:
-            pixels: What the image processor gave for each picture.
-            sizes: Of the pictures.
+            input_ids: ``(batch, tokens)``
+            image_sizes: Of the pictures.
+            seen: Pixels and features; all None or empty where there is no picture.
+            text: What tells packed samples, padding and kept parts.
         """
-        together = torch.cat(list(pixels)).to(self.device)
-        if self.counter.is_flat:
-            packed = self.encode_images(together, sizes)
-        else:
-            packed = self.encode_images(together)
-        return split_by_picture(packed, self.counter, sizes)
+        reading = self.question_config
+        if reading is None or input_ids is None:
+            return None, None
+        embedded: Tensor = self.get_input_embeddings()(input_ids)  # by all ranks in one order
+        if not any(each is not None and len(each) for each in seen):
+            return embedded, None
+        words = words_of_tiles(
+            reading, self.counter, input_ids, embedded, image_sizes=image_sizes,
+            placeholder_id=self.config.image_token_id, **text,
+        )  # fmt: skip
+        return embedded, words
 
-    def connect(self, features: VisionFeatures) -> VisionFeatures:
-        """Bring encoder features to the number and width that the language model reads."""
-        dtype = next((p.dtype for p in self.connector.parameters()), features.values.dtype)
-        if features.values.dtype != dtype and not torch.is_autocast_enabled("cpu"):
-            features = features.to(dtype)
-        if self.reducer is not None:
-            features = self.reducer(features)
-        return self.connector(features)
-
-    def _vision_dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.vision.parameters()), self.dtype)
-
-    def get_image_features(
-        self,
-        pixel_values: Tensor | None = None,
-        vision_values: Tensor | None = None,
-        vision_grids: Tensor | None = None,
-        image_sizes: Tensor | None = None,
-    ) -> VisionFeatures | None:
-        """Return what takes the places of the placeholders, or None where there is no image.
-
-        Shapes:
-            pixel_values: ``(tiles, channels, height, width)``, or ``(numbers,)``
-            image_sizes: ``(images, 2)``: heights and widths, for policies that need them
-            vision_values: ``(total_tokens, vision_width)``: encoder features computed earlier
-            vision_grids: ``(tiles, 3)``: their grids
-        """
-        counter = self.counter
-        known = vision_values is not None
-        if not known and (pixel_values is None or not pixel_values.shape[0]):
-            return None
-        marked = self.marks is not None or counter.video is not None
-        sizes = sizes_of(image_sizes) if marked or (counter.is_flat and not known) else []
-        if vision_values is not None:
-            if vision_grids is None:
-                raise AlignmentError("`vision_values` came without `vision_grids`; pass both.")
-            grids = tuple(Grid(*row) for row in vision_grids.tolist())
-            features = VisionFeatures(vision_values, grids)
-        else:
-            assert pixel_values is not None
-            features = self.encode_images(pixel_values, sizes if counter.is_flat else None)
-        features = connected(self.connect, features, counter, sizes, pixel_values)
-        if self.marks is None:
-            return features
-        return arrange(features, counter, sizes, self.marks)
+    def _filled(
+        self, input_ids: Tensor, embedded: Tensor | None, features: VisionFeatures | None
+    ) -> Tensor:
+        """Return the embeddings with the features in the places of the placeholders."""
+        nothing: Tensor | None = None
+        if features is None and ranks_wait(self):
+            # Before the embedding, as a picture would be: ranks add up gradients in the order in
+            # which they come, and read weights in the order in which parts are called.
+            nothing = nothing_seen(self, input_ids.device)
+        filled: Tensor = self.get_input_embeddings()(input_ids) if embedded is None else embedded
+        if features is not None:
+            return place_image_features(
+                filled, features.values.to(filled.device), input_ids,
+                placeholder_id=self.config.image_token_id,
+            )  # fmt: skip
+        return filled if nothing is None else filled + nothing.to(filled)
 
     def forward(
         self,
@@ -220,23 +179,16 @@ class MMLMModel(PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        features = self.get_image_features(pixel_values, vision_values, vision_grids, image_sizes)
-        nothing: Tensor | None = None
-        if features is None and input_ids is not None and ranks_wait(self):
-            # Before the embedding, as a picture would be: ranks add up gradients in the order in
-            # which they come, and read weights in the order in which parts are called.
-            nothing = nothing_seen(self, input_ids.device)
+        embedded, words = self._asked(
+            input_ids, image_sizes, (pixel_values, vision_values), attention_mask=attention_mask,
+            cache=past_key_values, position_ids=position_ids, borders=kwargs.get("cu_seq_lens_q"),
+        )  # fmt: skip
+        features = self.get_image_features(
+            pixel_values, vision_values, vision_grids, image_sizes, words
+        )
         if inputs_embeds is None:
             assert input_ids is not None
-            embedded: Tensor = self.get_input_embeddings()(input_ids)
-            if features is not None:
-                embedded = place_image_features(
-                    embedded, features.values.to(embedded.device), input_ids,
-                    placeholder_id=self.config.image_token_id,
-                )  # fmt: skip
-            elif nothing is not None:
-                embedded = embedded + nothing.to(embedded)
-            inputs_embeds = embedded
+            inputs_embeds = self._filled(input_ids, embedded, features)
         elif features is not None:
             raise AlignmentError(
                 "Images came with `inputs_embeds`, in which placeholders cannot be found. "

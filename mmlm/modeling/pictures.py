@@ -10,6 +10,7 @@ say where each begins. The same sizes say in which order the tokens are read, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -179,3 +180,60 @@ def images_by_row(
         images[row] += 1
         lengths[row] += counter.length(size)
     return images, lengths
+
+
+class Place(NamedTuple):
+    """Where a picture stands in a batch: in the text, and among the encoder's tiles."""
+
+    row: int
+    """Row of the batch."""
+
+    begin: int
+    """Position of its first placeholder."""
+
+    end: int
+    """Behind its last one."""
+
+    first_tile: int
+    """Its first tile among those of the batch."""
+
+    last_tile: int
+    """Behind its last one."""
+
+
+def places_of_pictures(
+    counter: TokenCounter, slots: Tensor, image_sizes: Tensor | None
+) -> list[Place]:
+    """Find the pictures of a batch, in reading order; without sizes each tile is a picture.
+
+    Args:
+        counter: The plans.
+        slots: ``(batch, tokens)``, where placeholders stand.
+        image_sizes: As the model takes them, or None.
+
+    Raises:
+        AlignmentError: if pictures and placeholders do not meet.
+    """
+    lines = [line.nonzero()[:, 0].tolist() for line in slots.cpu()]
+    if image_sizes is None:
+        each = counter.tokens_per_tile
+        counts = [(each, 1) for line in lines for _ in range(len(line) // each)]
+    else:
+        sizes = sizes_of(image_sizes)
+        counts = [(counter.count(size), len(counter.plan(size).tiles)) for size in sizes]
+    found: list[Place] = []
+    row, tile = 0, 0
+    for tokens, tiles in counts:
+        while row < len(lines) and not lines[row]:
+            row += 1
+        if row == len(lines) or len(lines[row]) < tokens:
+            break
+        places, lines[row] = lines[row][:tokens], lines[row][tokens:]
+        found.append(Place(row, places[0], places[-1] + 1, tile, tile + tiles))
+        tile += tiles
+    if len(found) != len(counts) or any(lines):
+        raise AlignmentError(
+            f"The placeholders of the batch ({slots.sum(-1).tolist()}) are not those of "
+            f"{len(counts)} pictures. Pass what the processor returns."
+        )
+    return found

@@ -9,6 +9,7 @@ towards what; `checkpoint` keeps it. To change what is trained, write a recipe; 
 objective, register one in `objectives`. No model is defined here and no file format is read.
 """
 
+from mmlm.training.contrast import ContrastConfig as ContrastConfig
 from mmlm.training.distillation import DistillationConfig as DistillationConfig
 from mmlm.training.entry import train as train
 from mmlm.training.old_space import OldSpaceConfig as OldSpaceConfig
@@ -18,5 +19,6 @@ from mmlm.training.recipe import RunConfig as RunConfig
 from mmlm.training.recipe import StageConfig as StageConfig
 from mmlm.training.recipe import read_recipe as read_recipe
 from mmlm.training.references import write_references as write_references
+from mmlm.training.text_space import TextSpaceConfig as TextSpaceConfig
 from mmlm.training.word_match import WordMatchConfig as WordMatchConfig
 from mmlm.training.word_units import WordUnitsConfig as WordUnitsConfig

@@ -41,6 +41,13 @@ class Caches:
                     "themselves. Use auto."
                 )
             return None
+        if model.model.conditioned is not None:
+            if config.feature_cache == "on":
+                raise ConfigError(
+                    "run.feature_cache is on, and the connector lets the question into the "
+                    "encoder, whose features differ with each. Use auto."
+                )
+            return None
         layered = model.config.facts.num_layers > 0  # the cache keeps one layer of a picture
         moving = model.config.video is not None  # and no clips
         if config.feature_cache == "off" or not has_weights or layered or moving:

@@ -27,6 +27,8 @@ def with_sharing(model: Any, choice: AttentionChoice) -> AttentionChoice:
     # What is read between the layers goes by the borders of the row, and a branch holds no picture.
     if not choice.packed or choice.backend != SEGMENTS or model.model.injection is not None:
         return choice
+    if model.model.reads_question:
+        return choice  # each question makes another picture of it
     try:
         proof = prove_sharing(model)
     except (ValueError, TypeError, NotImplementedError, RuntimeError):

@@ -5,7 +5,8 @@
 
 `hf` takes any image tower of transformers and `hf_clips` those of clips, `timm` any model of timm,
 `open_clip` that of its checkpoints, `patches` none at all; `mixture` takes several, `scales` one at
-several sizes, `extended` adds to one; `florence2` reads under prompts.
+several sizes, `extended` adds to one; `florence2` reads under prompts,
+`embedding` gives the one vector that a CLIP compares with texts.
 An encoder gives packed `VisionFeatures`; how many tokens a picture becomes follows from its
 `VisionFacts` without the weights. To add an encoder, write one module here, register its
 config, and import it below; `tests/contracts/test_vision.py` finds it.
@@ -17,6 +18,8 @@ from mmlm.vision.base import VisionFacts as VisionFacts
 from mmlm.vision.base import encoders as encoders
 from mmlm.vision.base import in_order as in_order
 from mmlm.vision.blocks import rolling as rolling
+from mmlm.vision.embedding import EmbeddingEncoder as EmbeddingEncoder
+from mmlm.vision.embedding import EmbeddingVisionConfig as EmbeddingVisionConfig
 from mmlm.vision.extended import ExtendedConfig as ExtendedConfig
 from mmlm.vision.extended import ExtendedEncoder as ExtendedEncoder
 from mmlm.vision.florence2 import FlorenceEncoder as FlorenceEncoder

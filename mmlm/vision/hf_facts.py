@@ -7,7 +7,7 @@ rule it gets one row of facts here, and no branch elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from inspect import signature
@@ -100,8 +100,21 @@ def image_model_types() -> tuple[str, ...]:
     return tuple(found)
 
 
-def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def load_tower(
+    checkpoint: str,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    choose: Callable[[PretrainedConfig, PretrainedConfig], Any] | None = None,
+) -> PreTrainedModel:
     """Load the image tower of a checkpoint, alone, with all of its weights.
+
+    Args:
+        checkpoint: A folder or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Type of the weights.
+        choose: Names the class, given the config of the checkpoint and that of the tower in it;
+            by default the bare model.
 
     Raises:
         ConfigError: if there is none, or weights are missing.
@@ -111,7 +124,7 @@ def load_tower(checkpoint: str, *, revision: str | None, dtype: torch.dtype) -> 
     except (OSError, ValueError) as error:
         raise ConfigError(f"vision.checkpoint {checkpoint!r} cannot be read: {error}") from None
     config = vision_part_of(whole, checkpoint)
-    tower_class: Any = class_of(config)
+    tower_class: Any = class_of(config) if choose is None else choose(whole, config)
     try:
         with _quiet():  # that a text tower beside it is left out is meant
             tower, report = tower_class.from_pretrained(

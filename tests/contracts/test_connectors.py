@@ -7,11 +7,13 @@ form; a connector that is not named there is tested with its defaults.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mmlm.connectors import Injecting, Picture, Seen, connectors
+from mmlm.connectors import Conditioning, Injecting, Picture, Seen, connectors
+from mmlm.connectors.question import words_of
 from mmlm.features import Grid, VisionFeatures
 
 VISION_WIDTH, TEXT_WIDTH = 12, 16
@@ -32,7 +34,15 @@ TINY = {
         {"blocks": 2, "interval": 1, "tokens": None, "heads": 4, "latest": False},
     ],
     "deepstack": [{"layers": 2, "depth": 1}],
+    "dual_projector": [
+        {"sentence_width": 6, "width": 8},
+        {"sentence_width": 6, "width": 8, "depth": 3, "hidden_width": 9, "cls": True},
+    ],
     "ep_alm": [{"layers": 2}, {"layers": 1, "shared": False}],
+    "fiber": [
+        {"blocks": 1, "tokens": 3, "heads": 4, "encoder_blocks": 2, "encoder_heads": 2}
+        | {"reader_heads": 2},
+    ],
     "frozen_block": [{"block": BLOCK}],
     "gated_mlp": [
         {},
@@ -42,6 +52,9 @@ TINY = {
     "grounded_qformer": [
         {"tokens": 3, "depth": 2, "width": 8, "heads": 2, "mlp_width": 16},
         {"tokens": 2, "depth": 1, "width": 8, "heads": 2, "mlp_width": 16, "place": 1},
+    ],
+    "language_conditioned": [
+        {"encoder_blocks": 2, "adapter_width": 8, "heads": 2, "reader_heads": 2},
     ],
     "ldpv2": [{"rows": 3, "columns": 3}],
     "level_merge": [{}, {"groups": [3]}, {"groups": [2, 1, 2]}],
@@ -75,6 +88,10 @@ TINY = {
     ],
     "semantic_tokens": [{"tokens": 3}, {"tokens": 3, "rounds": 1, "width": 10}],
     "temporal_align": [{"width": 8, "heads": 2}],
+    "text_memory": [
+        {"depth": 2, "heads": 2, "reader_heads": 2},
+        {"depth": 2, "heads": 2, "width": 8, "keep": 1.0, "reader_depth": 0, "drop_after": 1},
+    ],
     "token_packer": [
         {"width": 8, "heads": 2},
         {"width": 8, "heads": 2, "layers": 2, "factor": 3},
@@ -97,19 +114,26 @@ def features(grids=RAGGED, layers: int = 0, dtype: torch.dtype = torch.float32) 
         VisionFeatures(torch.randn(tokens, VISION_WIDTH, generator=generator).to(dtype), grids)
         for _ in range(layers + 1)
     ]
-    return VisionFeatures(maps[0].values, grids, layers=tuple(maps[1:]))
+    asked = [torch.randn(n, TEXT_WIDTH, generator=generator).to(dtype) for n in (3, 1, 0, 4, 2)]
+    return VisionFeatures(maps[0].values, grids, layers=tuple(maps[1:]), words=tuple(asked))
 
 
 def item_of(whole: VisionFeatures, index: int) -> VisionFeatures:
     """Return one item of a batch, with its layers."""
     layers = tuple(item_of(layer, index) for layer in whole.layers)
-    return VisionFeatures(whole.items()[index], (whole.grids[index],), layers=layers)
+    words = None if whole.words is None else (whole.words[index],)
+    return VisionFeatures(whole.items()[index], (whole.grids[index],), layers=layers, words=words)
 
 
 def everything(connector, given: VisionFeatures) -> torch.Tensor:
     """Return a number that depends on all that a connector gives and writes between layers."""
     out = connector(given)
     total = out.values.square().sum()
+    if isinstance(connector, Conditioning):
+        tokens = torch.randn(len(given.grids), 4, VISION_WIDTH)
+        words = words_of(given, connector.reader)
+        for index in range(len(connector.places_in_encoder(12))):
+            total = total + connector.condition(index, tokens, words).square().sum()
     if isinstance(connector, Injecting):
         slots = torch.ones(1, len(out.values), dtype=torch.bool)
         rows = [[Picture(at, 0, values) for at, values in enumerate(connector.kept(out))]]
@@ -160,8 +184,8 @@ class TestEveryConnector:
         for each in values[1:] or values:
             assert each.grad is not None
             assert each.grad.any(dim=1).all()
-        idle = [n for n, p in connector.named_parameters() if p.grad is None or not p.grad.any()]
-        assert idle == []
+        idle = {n for n, p in connector.named_parameters() if p.grad is None or not p.grad.any()}
+        assert idle == connector.idle_parameters()
 
     def test_an_item_alone_is_the_same_as_beside_others(self, connector, given):
         together = connector(given).items()
@@ -176,7 +200,7 @@ class TestEveryConnector:
         for index in range(len(RAGGED)):
             values = given.values.detach().clone()
             values[offsets[index] : offsets[index + 1]] += 1.0
-            changed = VisionFeatures(values, given.grids, layers=given.layers)
+            changed = replace(given, values=values)
             pairs = zip(connector(given).items(), connector(changed).items(), strict=True)
             for other, (before, after) in enumerate(pairs):
                 if other != index:

@@ -87,6 +87,10 @@ TINY = {
         TIMM | {"checkpoint": "test_convnext", "layers": [-3, -1]},
     ],
     "patches": [{"use": "patches", "patch_px": 8, "side_px": 32}],
+    "embedding": [
+        {"use": "embedding", "config": HF["clip"]["config"] | {"projection_dim": 24}},
+        {"use": "embedding", "config": HF["siglip"]["config"], "into_width": 20, "depth": 2},
+    ],
     # Its own package is heavy: tests/vision/test_open_clip.py runs where it is installed.
     "open_clip": [],
     "mixture": [
@@ -157,7 +161,7 @@ def name_of(words: dict) -> str:
     kind = words.get("checkpoint") or config.get("model_type") or words["use"]
     keys = (
         "layer", "layers", "feature", "prefix", "fuse", "factors", "dynamic", "registers",
-        "channel_tokens", "positions", "depths",
+        "channel_tokens", "positions", "depths", "into_width",
     )  # fmt: skip
     more = [str(words[key]) for key in keys if key in words]
     return "-".join([kind, *more])

@@ -296,6 +296,11 @@ class LocalBackend:
         images = [image for case in cases for image in case.images]
         if not images or self._whole:
             return {}
+        layered = self.model.config.facts.num_layers > 0  # of features, one layer alone is kept
+        if layered or self.model.model.conditioned is not None:  # the question enters the encoder
+            looks = self.processor.image_processor
+            seen = looks.together([looks.look(image) for image in images])
+            return {name: value.to(self.model.device) for name, value in seen.items()}
         features = self.features(images, [key for case in cases for key in case.image_keys])
         grids: list[Grid] = [grid for each in features for grid in each.grids]
         sizes = [self.processor.size_of(image) for image in images]

@@ -78,6 +78,8 @@ class SharedPrefix:
         plain = set(_changed(model)) <= _HARMLESS
         # Connectors that write into the layers keep their pictures beside the cache.
         alone = getattr(model.model, "injection", None) is None
+        # And what a picture becomes may hang on the question behind it.
+        alone &= not getattr(model.model, "reads_question", False)
         cuts = can_crop(DynamicCache(config=model.config.text_config))
         self._can = plain and alone and cuts
 

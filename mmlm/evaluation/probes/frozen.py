@@ -6,13 +6,14 @@
 Users choose an encoder first, so two small probes say what it holds (after Battle of the
 Backbones, arXiv 2310.19909, and the grounding part of G-VUE, arXiv 2211.15402; both are far
 larger). Nothing is trained but linear maps on features that stay as they are. `probe_all` puts
-`alignment`, which asks the language model, beside them.
+`alignment`, which asks the language model, beside them, and `zero_shot` where pictures and texts
+share a space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from mmlm.evaluation.asking.backend import LocalBackend
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
 from mmlm.evaluation.benchmarks.items import Item
 from mmlm.evaluation.probes.alignment import Alignment, align_by_layer
+from mmlm.evaluation.probes.result import Probed, Probes
+from mmlm.evaluation.probes.zero_shot import joint_space_of, retrieval, zero_shot_kinds
 from mmlm.evaluation.statistics import Interval, bootstrap, wilson
 from mmlm.features import Grid, VisionFeatures
 from mmlm.processing import MMLMProcessor
@@ -37,46 +40,6 @@ Floats = NDArray[np.float64]
 _FOLDS = 5
 _SIDE_PX = 256
 _COLOURS = ("#d7301f", "#2b8cbe", "#31a354", "#fdae61", "#756bb1")
-
-
-@dataclass(frozen=True)
-class Probed:
-    """One probe's score.
-
-    Args:
-        probe: ``kinds`` or ``places``.
-        set: The benchmark, or ``drawn`` for pictures that are made here.
-        n: Pictures.
-        score: Accuracy of kinds; area under the ROC curve of places.
-        low: The lower end of its 95 % interval.
-        high: The upper end.
-        chance: What the commonest kind gives; 0.5 for places.
-    """
-
-    probe: str
-    set: str
-    n: int
-    score: float
-    low: float
-    high: float
-    chance: float
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Everything that was probed, and what could not be."""
-
-    encoder: tuple[Probed, ...]
-    alignment: tuple[Alignment, ...]
-    left_out: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "encoder": [asdict(each) for each in self.encoder],
-            "alignment": [asdict(each) for each in self.alignment],
-            "left_out": list(self.left_out),
-        }
 
 
 def probe_all(
@@ -98,8 +61,16 @@ def probe_all(
     left_out: list[str] = []
     if not has_parts:
         left_out.append("The encoder: a stock class that is taken whole does not show it.")
+    space = joint_space_of(backend.model) if has_parts else None
     for each in benchmarks:
         items = one_each(each.items)[:most]
+        if space is not None:
+            for probe in (zero_shot_kinds, retrieval):
+                try:
+                    found = probe(space, backend, each.name, items)
+                    encoder += [found] if isinstance(found, Probed) else found
+                except EvaluationError as error:
+                    left_out.append(str(error))
         try:
             if has_parts:
                 encoder.append(probe_kinds(backend, each.name, items, seed=seed))
