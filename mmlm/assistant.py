@@ -183,6 +183,7 @@ def compose(
     causal, tokenizer = language_part.load()
     image_token_id = add_image_token(tokenizer, causal)
     connector_part = with_turns(connector_part, lambda: ChatFormat(tokenizer))
+    vision_part = vision_part.told(tokenizer)
     rule = head_rule_of(causal)
     config = MMLMConfig(
         text_config=causal.config,

@@ -62,6 +62,8 @@ from mmlm.connectors.linear import LinearConnector as LinearConnector
 from mmlm.connectors.linear import LinearConnectorConfig as LinearConnectorConfig
 from mmlm.connectors.mlp import MLPConnector as MLPConnector
 from mmlm.connectors.mlp import MLPConnectorConfig as MLPConnectorConfig
+from mmlm.connectors.mov_adapter import MoVAdapterConnector as MoVAdapterConnector
+from mmlm.connectors.mov_adapter import MoVAdapterConnectorConfig as MoVAdapterConnectorConfig
 from mmlm.connectors.norm_mlp import NormMLPConnector as NormMLPConnector
 from mmlm.connectors.norm_mlp import NormMLPConnectorConfig as NormMLPConnectorConfig
 from mmlm.connectors.ordered_queries import OrderedQueriesConnector as OrderedQueriesConnector

@@ -97,6 +97,8 @@ def upgrade(
     read = connectors.read(words["connector"], origin="model.connector")
     talks = with_turns(read, lambda: ChatFormat(tokenizer, template))
     words["connector"] = talks.to_dict()
+    looks = encoders.read(words["vision"], origin="model.vision").told(tokenizer, template)
+    words["vision"] = looks.to_dict()
     config = MMLMConfig(
         **words, text_config=text, vision_config=tower, vision_facts=facts,
         video=getattr(was, "video", None), image_token_id=image_token_id, head=rule,

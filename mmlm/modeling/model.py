@@ -38,6 +38,7 @@ from mmlm.modeling.pictures import (
 )
 from mmlm.modeling.positions import SharedPositions
 from mmlm.modeling.questions import Conditioned, words_of_tiles
+from mmlm.modeling.routing import Router
 from mmlm.modeling.seeing import Seeing
 from mmlm.vision import VisionEncoder
 
@@ -100,6 +101,7 @@ class MMLMModel(Seeing):
         self.language = language or AutoModel.from_config(config.text_config)
         self.injection = Injection.between(self.connector, self.language, num_marks=num_marks)
         self.conditioned = Conditioned.between(self.connector, self.vision, self.counter)
+        self.router = Router.of(config, self.connector)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -263,6 +265,8 @@ class MMLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if lm_head is not None:
             self.lm_head.weight, self.lm_head.bias = lm_head.weight, lm_head.bias
             _mark_as_loaded(self.lm_head)
+        if self.model.router is not None:
+            self.model.router.head = self.lm_head
         self._tied_weights_keys = {}
         if config.tie_word_embeddings:
             self._tied_weights_keys = {"lm_head.weight": self._embedding_name()}

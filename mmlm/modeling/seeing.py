@@ -23,6 +23,7 @@ from mmlm.modeling.clips import connected
 from mmlm.modeling.config import TokenCounter
 from mmlm.modeling.pictures import Marks, arrange, encode_numbers, sizes_of, split_by_picture
 from mmlm.modeling.questions import Conditioned
+from mmlm.modeling.routing import Router
 from mmlm.vision import VisionEncoder
 from mmlm.vision.depthwise import quick_depthwise
 
@@ -36,6 +37,7 @@ class Seeing(PreTrainedModel):
     counter: TokenCounter
     marks: Marks | None
     conditioned: Conditioned | None
+    router: Router | None
 
     @property
     def reads_question(self) -> bool:
@@ -112,8 +114,11 @@ class Seeing(PreTrainedModel):
             return VisionFeatures(vision_values, tuple(Grid(*row) for row in vision_grids.tolist()))
         if pixel_values is None or not pixel_values.shape[0]:
             return None
-        flat = self.counter.is_flat
-        return self.encode_images(pixel_values, sizes_of(image_sizes) if flat else None, words)
+        sizes = sizes_of(image_sizes) if self.counter.is_flat else None
+        if self.router is None:
+            return self.encode_images(pixel_values, sizes, words)
+        with self.router.looking(self, pixel_values, image_sizes, words):
+            return self.encode_images(pixel_values, sizes, words)
 
     def reduced(self, features: VisionFeatures) -> VisionFeatures:
         """Return encoder features as the connector gets them."""

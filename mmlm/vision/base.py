@@ -168,6 +168,16 @@ class VisionConfig(PartConfig):
         """
         raise NotImplementedError
 
+    def told(self, tokenizer: Any, template: str | None = None) -> VisionConfig:
+        """Return the config with what it has to know of the language model's words, once joined.
+
+        Args:
+            tokenizer: The language model's.
+            template: Its chat template; by default that of the tokenizer.
+        """
+        del tokenizer, template
+        return self
+
     def position_steps(self, facts: VisionFacts) -> list[int] | None:
         """Return what each token of a tile adds to the position; None where each adds one."""
         del facts

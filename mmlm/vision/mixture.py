@@ -7,11 +7,13 @@
                connector is a layer of its own for each, and the later ones are shared
     levels     the chosen hidden states of all encoders on one grid, for a connector that merges
                them (`level_merge`: COMM, arXiv 2310.08825)
+    experts    the features of the first encoder, and each of the others as a layer of its own on
+               the same grid; `mmlm.vision.experts` chooses which of them run for a picture, for the
+               connector `mov_adapter` (MoVA, arXiv 2404.13046)
 
 Nothing here learns but the encoders. Each gets pixels under its own normalisation, at its own
 size, cut from the same boxes of the source; the pixels travel as one row of numbers, see
-`VisionEncoder.encode_numbers`. Experts that are chosen from picture to picture would be another
-`fuse`; none is here yet.
+`VisionEncoder.encode_numbers`.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmlm.errors import ConfigError
+from mmlm.errors import AlignmentError, ConfigError
 from mmlm.features import Grid, Size, VisionFeatures, by_grid
 from mmlm.reducers import ReducerConfig, reducers
 from mmlm.vision.base import VisionConfig, VisionEncoder, VisionFacts, encoders
+from mmlm.vision.experts import NOTHING, Choice, RoutingWords, check_experts, routing_words
 
 
 @encoders.register("mixture")
@@ -38,9 +41,10 @@ class MixtureConfig(VisionConfig):
 
     encoders: tuple[dict[str, Any], ...] = Field(min_length=1)
     """The words of each encoder, such as {use: hf, checkpoint: …, layer: -2}, and if wanted a
-    `reducer` of its own. The first one's side is the side that the image policy plans with."""
+    `reducer` of its own. The first one's side is the side that the image policy plans with. Under
+    `experts`, `about` says in a sentence what each but the first is good at."""
 
-    fuse: Literal["channels", "sequence", "levels"] = "channels"
+    fuse: Literal["channels", "sequence", "levels", "experts"] = "channels"
     """How their features are joined: see the module's docstring, or `docs/vision.md`."""
 
     grid: int | None = Field(default=None, ge=1)
@@ -53,11 +57,27 @@ class MixtureConfig(VisionConfig):
     """Under `sequence`: whether each token has a position of its own, all tokens of one encoder
     share one, or those of a row do (MouSi)."""
 
+    most: int = Field(default=3, ge=1)
+    """Under `experts`: how many the language model chooses for a picture at most."""
+
+    routing: RoutingWords | None = None
+    """Under `experts`: the tokens with which it is asked; made when the parts are joined."""
+
     @model_validator(mode="after")
     def _only_a_sequence_shares(self) -> Self:
         if self.positions != "each" and self.fuse != "sequence":
             raise ValueError("positions are shared under `fuse: sequence` alone")
+        if self.fuse == "experts":
+            check_experts(self.encoders)
         return self
+
+    def told(self, tokenizer: Any, template: str | None = None) -> MixtureConfig:
+        """Return the config with the tokens with which the language model is asked for experts."""
+        if self.fuse != "experts":
+            return self
+        about = [words["about"] for words in self.encoders[1:]]
+        words = routing_words(tokenizer, template, about)
+        return self.model_copy(update={"routing": words})
 
     def position_steps(self, facts: VisionFacts) -> list[int] | None:
         """Return what each token of a tile adds to the position."""
@@ -88,7 +108,7 @@ class MixtureConfig(VisionConfig):
         parts: list[tuple[VisionConfig, ReducerConfig | None]] = []
         for number, words in enumerate(self.encoders):
             origin = f"vision.encoders[{number}]"
-            own = {key: value for key, value in words.items() if key != "reducer"}
+            own = {key: value for key, value in words.items() if key not in ("reducer", "about")}
             if own.get("use") == "mixture":
                 raise ConfigError(f"{origin} is a mixture itself. Name its encoders here instead.")
             reducer = words.get("reducer")
@@ -126,8 +146,9 @@ class MixtureConfig(VisionConfig):
                 f"vision.fuse levels merges states of one width, and the encoders have "
                 f"{', '.join(map(str, widths))}. Choose encoders of one width, or `fuse: channels`."
             )
+        further = sum(max(1, part.num_layers) for part in parts) * (self.fuse == "levels")
         facts = VisionFacts(
-            width=widths[0] if self.fuse == "levels" else sum(widths),
+            width=widths[0] if self.fuse in ("levels", "experts") else sum(widths),
             side=side,
             grid=grid,
             stride=max(1, side[0] // grid[0]) if self.fuse != "sequence" else parts[0].stride,
@@ -136,14 +157,14 @@ class MixtureConfig(VisionConfig):
             std=parts[0].std,
             resample=parts[0].resample,
             feature=f"{self.fuse}({', '.join(part.feature for part in parts)})",
-            num_layers=sum(max(1, part.num_layers) for part in parts) * (self.fuse == "levels"),
+            num_layers=len(parts) - 1 if self.fuse == "experts" else further,
             parts=parts,
         )
         built = [
             None if reducer is None else reducer.build(width=part.width)
             for part, reducer in zip(parts, own_reducers, strict=True)
         ]
-        return MixtureEncoder(loaded, built, facts, self)
+        return MixtureEncoder(loaded, built, facts, self, widths)
 
 
 def _plain(tower: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -166,6 +187,7 @@ class MixtureEncoder(VisionEncoder):
         own_reducers: What stands behind each of them, or None.
         facts: Of all together, with the facts of each as `parts`.
         config: How they are joined.
+        widths: Of the features of each, behind its reducer.
 
     Shapes:
         pixels:  ``(tiles, numbers)``: for each tile the pixels of the first encoder, then those
@@ -179,13 +201,17 @@ class MixtureEncoder(VisionEncoder):
         own_reducers: Sequence[nn.Module | None],
         facts: VisionFacts,
         config: MixtureConfig,
+        widths: Sequence[int],
     ) -> None:
         super().__init__(facts)
+        self._widths = list(widths)
         self.encoders = nn.ModuleList(loaded)
         self.reducers = nn.ModuleList(
             nn.Identity() if reducer is None else reducer for reducer in own_reducers
         )
         self._config = config
+        self.choice: Choice | None = None
+        """Which experts run, while `mmlm.vision.experts.only` says so; None runs all."""
 
     def train(self, mode: bool = True) -> MixtureEncoder:
         """Let each encoder decide by its own weights."""
@@ -211,13 +237,10 @@ class MixtureEncoder(VisionEncoder):
     def encode_numbers(self, numbers: Tensor, sizes: Sequence[Size]) -> VisionFeatures:
         """Encode tiles: each encoder gets its own numbers of each tile."""
         grids = [self.facts.out_grid(size) for size in sizes]
-        views = [view for size in sizes for view in self.facts.views(size)]
-        pieces = numbers.split([facts.num_numbers(size) for facts, size in views])
-        shaped = [
-            piece.view(facts.channels, *size)
-            for piece, (facts, size) in zip(pieces, views, strict=True)
-        ]
+        shaped = self._shaped(numbers, sizes)
         count = len(self.encoders)
+        if self._config.fuse == "experts":
+            return self._chosen(shaped, grids)
         pairs: Any = zip(self.encoders, self.reducers, strict=True)
         seen: list[VisionFeatures] = [
             reducer(encoder.encode_tiles(shaped[number::count]))
@@ -230,6 +253,53 @@ class MixtureEncoder(VisionEncoder):
         if self._config.fuse == "levels":
             return replace(placed[0], prefix=None, layers=tuple(_levels(seen, placed, place)))
         return VisionFeatures(torch.cat([each.values for each in placed], -1), tuple(grids))
+
+    def _shaped(self, numbers: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+        """Return the pixels of each tile for each encoder: ``(channels, height, width)``."""
+        views = [view for size in sizes for view in self.facts.views(size)]
+        pieces = numbers.split([facts.num_numbers(size) for facts, size in views])
+        return [
+            piece.view(facts.channels, *size)
+            for piece, (facts, size) in zip(pieces, views, strict=True)
+        ]
+
+    def _chosen(self, shaped: list[Tensor], grids: list[Grid]) -> VisionFeatures:
+        """Run the first encoder, and each other one on the tiles that it was chosen for."""
+        count, choice = len(self.encoders), self.choice or Choice()
+        if choice.tiles is not None and len(choice.tiles) != len(grids):
+            raise AlignmentError(
+                f"Experts were chosen for {len(choice.tiles)} tiles, and {len(grids)} came."
+            )
+        base = choice.base
+        if base is None:
+            base = self._base(shaped, grids)
+        layers: list[VisionFeatures] = []
+        for expert in range(count - 1):
+            tiles = range(len(grids))
+            if choice.tiles is not None:
+                tiles = [tile for tile in tiles if expert in choice.tiles[tile]]
+            own = tuple(grids[tile] if tile in tiles else NOTHING for tile in range(len(grids)))
+            if not tiles:
+                values = base.values.new_zeros(0, self._widths[expert + 1])
+            else:
+                seen = self._run(expert + 1, [shaped[t * count + expert + 1] for t in tiles])
+                values = self._place([grids[tile] for tile in tiles])(seen).values
+            layers.append(VisionFeatures(values, own))
+        return replace(base, layers=tuple(layers))
+
+    def _base(self, shaped: list[Tensor], grids: list[Grid]) -> VisionFeatures:
+        """Run the first encoder alone."""
+        return self._place(grids)(self._run(0, shaped[:: len(self.encoders)]))
+
+    def base(self, numbers: Tensor, sizes: Sequence[Size]) -> VisionFeatures:
+        """Return what the first encoder gives, as `encode_numbers` would; no other one runs."""
+        return self._base(self._shaped(numbers, sizes), [self.facts.out_grid(s) for s in sizes])
+
+    def _run(self, number: int, tiles: Sequence[Tensor]) -> VisionFeatures:
+        """Return what one encoder and its reducer give for some tiles."""
+        encoder: Any = self.encoders[number]
+        features = self.reducers[number](encoder.encode_tiles(tiles))
+        return VisionFeatures(features.values, features.grids)
 
     def _place(self, grids: Sequence[Grid]) -> Callable[[VisionFeatures], VisionFeatures]:
         """Return what brings the maps of each tile to these grids."""

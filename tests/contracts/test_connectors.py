@@ -59,6 +59,10 @@ TINY = {
     "ldpv2": [{"rows": 3, "columns": 3}],
     "level_merge": [{}, {"groups": [3]}, {"groups": [2, 1, 2]}],
     "mlp": [{}, {"depth": 1}, {"depth": 4, "activation": "gelu_pytorch_tanh", "bias": False}],
+    "mov_adapter": [
+        {"layers": 2, "depth": 2, "heads": 3, "rows": 3, "columns": 2, "reader_heads": 2},
+        {"layers": 2, "widths": [12, 12], "depth": 1, "heads": 1, "reader_heads": 2},
+    ],
     "norm_mlp": [
         {},
         {"depth": 1, "norm": "rms"},

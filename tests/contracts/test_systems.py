@@ -81,7 +81,21 @@ def composed(folder: Path, words: dict):
         for name, weight in made.model.named_parameters():
             if name.endswith("_gate"):  # what stands behind a closed gate neither shows nor learns
                 weight.fill_(1.0)
+    if made.model.model.router is not None:
+        name_all_experts(made)
     return made
+
+
+@torch.no_grad()
+def name_all_experts(made):
+    """Let an untrained language model choose all experts: its letters score by chance."""
+    said, words = [], made.model.model.router.words
+    hook = made.model.lm_head.register_forward_pre_hook(lambda _, given: said.append(given[0]))
+    made.model(**inputs(made))
+    hook.remove()
+    asked = said[0][0, 0]  # where the answer to the question for experts would begin
+    made.model.lm_head.weight[list(words.letters)] = asked
+    made.model.lm_head.weight[words.none] = -asked
 
 
 def learn_statistics(vision):

@@ -111,6 +111,15 @@ TINY = {
             "grid": 3,
             "encoders": [HF["clip"] | {"layers": [0, 1, 2]}, HF["siglip"] | {"layers": [1, -1]}],
         },
+        {
+            "use": "mixture",
+            "fuse": "experts",
+            "encoders": [
+                HF["clip"],
+                HF["dinov2"] | {"about": "It sees shapes."},
+                TIMM | {"checkpoint": "test_convnext", "about": "It sees colours."},
+            ],
+        },
     ],
     "scales": [
         {"use": "scales", "encoder": HF["siglip"], "factors": [1, 2]},

@@ -14,7 +14,7 @@ from mmlm.evaluation.asking.backend import LocalBackend
 from mmlm.evaluation.benchmarks.conditions import cases
 from mmlm.evaluation.probes.nearest import NearestNeighbour, remember
 from mmlm.generation import GenerationSettings
-from tests.tiny import compose_tiny
+from tests.tiny import compose_tiny, save_vision
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,18 @@ def test_batched_answers_with_kept_features_equal_single_ones(tiny, benchmark):
     single = [tiny.answer(case.prompt, case.images, max_new_tokens=6) for case in found]
     assert batched == single
     assert len(set(batched)) > 1
+
+
+def test_a_model_whose_connector_reads_several_layers_answers_as_one_by_one(tmp_path, benchmark):
+    checkpoint = str(save_vision(tmp_path / "clip"))
+    made = compose_tiny(
+        tmp_path,
+        eye={"use": "hf", "checkpoint": checkpoint, "layers": [0, 1]},
+        connector={"use": "deepstack", "layers": 2, "start": 0, "depth": 1},
+    )
+    found = cases(benchmark, "image", benchmark.items[:3], seed=0)
+    batched = LocalBackend(made).answer(found, GenerationSettings(max_new_tokens=4))
+    assert batched == [made.answer(case.prompt, case.images, max_new_tokens=4) for case in found]
 
 
 def test_each_picture_goes_through_the_encoder_once(tiny, benchmark, monkeypatch):
