@@ -231,6 +231,12 @@ class _Into:
                     f"{len(words.mask)} were prepared. With gradient checkpointing each forward "
                     f"must be followed by its own backward."
                 )
+            if tokens.shape[-1] != words.values.shape[-1]:
+                raise ConfigError(
+                    f"Blocks of the encoder are {tokens.shape[-1]} wide and its features "
+                    f"{words.values.shape[-1]}. A connector that writes into blocks needs features "
+                    f"that are theirs: `vision: {{use: hf}}` or timm, without a projection."
+                )
             return self.conditioned.connector.condition(self.index, tokens, words)
 
         return with_tokens(args, kwargs, change)

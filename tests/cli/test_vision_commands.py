@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmlm.cli.main import run
+from tests.two_towers import save_bert
 
 pytest.importorskip("timm")
 
@@ -49,3 +52,22 @@ def test_probe_of_a_network_names_its_stages(capsys):
     assert "intermediate 3" in said
     assert "used: forward_intermediates" in said
     assert "GFLOPs" in said
+
+
+def test_probe_says_which_encoders_see_the_same_rows_alike(tmp_path, capsys):
+    rows = [{"image": f"{n}.png", "question": "?", "answer": "ab " * n} for n in range(1, 11)]
+    for n in range(1, 11):
+        Image.new("RGB", (32, 32), (25 * n, 255 - 25 * n, 40)).save(tmp_path / f"{n}.png")
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    texts = str(save_bert(tmp_path / "bert"))
+    coarse, fine = (f"{{use: patches, patch_px: {px}, side_px: 32}}" for px in (16, 8))
+    asked = ["probe", coarse, "--texts", texts, "--against", fine, "--rows", str(path)]
+    assert run(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "compared    10 pictures" in lines[0]
+    scores = [float(line.split()[1]) for line in lines[1:]]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert run(["probe", coarse, "--texts", texts]) != 0
+    assert "--rows" in capsys.readouterr().err

@@ -168,3 +168,14 @@ def test_encoders_and_policies_that_cannot_be_asked_are_refused(tmp_path):
         compose_tiny(tmp_path, connector=MEMORY, video={"use": "frames"})
     with pytest.raises(ConfigError, match="depend on 2"):
         compose_tiny(tmp_path, connector={**CONDITIONED, "encoder_blocks": 3})
+
+
+def test_blocks_of_another_width_than_the_features_are_refused(tmp_path):
+    tower = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+             "projection_dim": 24}  # fmt: skip
+    eye = {"use": "embedding", "config": tower}
+    words = {**CONDITIONED, "encoder_blocks": 1}
+    made = compose_tiny(tmp_path, eye=eye, connector=words)
+    with pytest.raises(ConfigError, match="32 wide and its features 24"):
+        made.answer("What?", [picture(1)], max_new_tokens=1)

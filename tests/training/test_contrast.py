@@ -12,9 +12,10 @@ from mmlm.assistant import load
 from mmlm.errors import ConfigError
 from mmlm.evaluation import load_benchmark
 from mmlm.evaluation.asking.backend import LocalBackend
-from mmlm.evaluation.probes.frozen import one_each
-from mmlm.evaluation.probes.pairs import cka, rank_pairs
+from mmlm.evaluation.probes.frozen import one_each, probe_all
+from mmlm.evaluation.probes.pairs import cka, pooled, rank_pairs
 from mmlm.evaluation.probes.zero_shot import joint_space_of, retrieval, zero_shot_kinds
+from mmlm.language.sentences import SentenceConfig
 from mmlm.training import train
 from mmlm.training.objectives import objectives
 from tests import two_towers
@@ -46,6 +47,7 @@ def scores(model, benchmark):
 
 @pytest.mark.slow
 def test_two_projectors_alone_learn_and_pictures_and_texts_find_one_another(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)  # what is saved names no absolute path
     benchmark = draw(tmp_path)
     two_towers.save_bert(tmp_path / "bert")
@@ -63,6 +65,8 @@ def test_two_projectors_alone_learn_and_pictures_and_texts_find_one_another(tmp_
     found = scores(learnt, benchmark)
     assert found["text to picture @1"] == found["picture to text @1"] == 1.0
     assert found["zero-shot kinds"] > 0.8
+    probed = {each.probe for each in probe_all(learnt, [benchmark]).encoder}
+    assert {"zero-shot kinds", "picture to text @1", "text to picture @5"} <= probed
     plain = learnt.model.model.connector
     with torch.no_grad():  # without what was learnt, all is lost
         for weight in plain.places.parameters():
@@ -125,4 +129,7 @@ def test_the_pair_that_sees_the_same_relations_comes_first(tmp_path):
     rows = list(zip(pictures, captions, strict=True))
     found = rank_pairs({"clip": words}, [str(folder), str(apart)], rows)
     assert {pair.text for pair in found} == {str(folder), str(apart)}
-    assert found[0].score >= found[1].score
+    for pair in found:  # what is ranked is what the vectors say
+        said = SentenceConfig(checkpoint=pair.text).load()(captions)
+        assert pair.score == pytest.approx(cka(pooled(words, pictures), said))
+    assert found[0].score > found[1].score

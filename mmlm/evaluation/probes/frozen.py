@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mmlm.assistant import Assistant
-from mmlm.errors import EvaluationError, MissingExtraError
+from mmlm.errors import ConfigError, EvaluationError, MissingExtraError
 from mmlm.evaluation.asking.backend import LocalBackend
 from mmlm.evaluation.benchmarks.benchmark import Benchmark
 from mmlm.evaluation.benchmarks.items import Item
@@ -61,7 +61,11 @@ def probe_all(
     left_out: list[str] = []
     if not has_parts:
         left_out.append("The encoder: a stock class that is taken whole does not show it.")
-    space = joint_space_of(backend.model) if has_parts else None
+    space = None
+    try:
+        space = joint_space_of(backend.model) if has_parts else None
+    except ConfigError as error:  # its encoder of texts is not at hand
+        left_out.append(str(error))
     for each in benchmarks:
         items = one_each(each.items)[:most]
         if space is not None:
