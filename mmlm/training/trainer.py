@@ -163,6 +163,8 @@ class Trainer:
         if engine.in_step:
             # Each rank brings its own pieces to its device, when a stage begins.
             assistant.model.to("cpu")
+        if engine.warning:
+            self.say(engine.warning)
         many = f", {engine.world} processes, {engine.sharding}" if engine.world > 1 else ""
         self.say(f"computing   {precision.name} on {engine.device}{many}: {precision.reason}")
         rows = "packed" if attention.packed else "padded"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mmlm.errors import ConfigError
 from mmlm.training import train
-from mmlm.training.parallel import Engine
+from mmlm.training.parallel import Engine, missing_processes
 from mmlm.training.recipe import RunConfig
 from tests.training.launching import group, launch
 from tests.training.tiny_run import tiny_recipe, write_rows
@@ -77,3 +77,35 @@ def test_a_model_is_spread_only_under_a_launcher(sharding):
 def test_a_missing_gpu_is_named():
     with pytest.raises(ConfigError, match="no CUDA device"):
         Engine(RunConfig(device="cuda"))
+
+
+def accelerate_environment(*words):
+    """What `accelerate launch` gives the one process that it starts itself."""
+    from accelerate.commands import launch as launcher
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    given = ["--mixed_precision", "no", "--num_machines", "1", *words, "train.py"]
+    arguments = launcher.launch_command_parser().parse_args(given)
+    arguments, _, _ = launcher._validate_launch_command(arguments)
+    return prepare_simple_launcher_cmd_env(arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--num_processes", "2"], True), (["--cpu", "--num_processes", "2"], True),
+     (["--num_processes", "1"], False)],
+)  # fmt: skip
+def test_a_process_that_accelerate_started_alone_says_how_to_start_the_others(
+    words, told, monkeypatch
+):
+    for name in ("RANK", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    environment = accelerate_environment(*words)
+    said = missing_processes(environment)
+    assert (said is not None) == told
+    if said:
+        assert "--processes N" in said
+        assert "--multi_gpu" in said
+        assert "\n" not in said
+    # A launcher that starts all of them gives each a rank.
+    assert missing_processes({**environment, "RANK": "0"}) is None
