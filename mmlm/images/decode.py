@@ -48,6 +48,11 @@ FORMATS = (
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
+_MISTAKES = (
+    AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError,
+)  # fmt: skip
+# On damaged bytes these libraries raise such errors too, and only they do.
+_DECODERS = frozenset({"PIL", "pydicom", "pypdfium2", "rasterio"})
 
 
 def open_image(
@@ -195,7 +200,10 @@ def _refuse_size(size: Size, source: ImageSource, max_pixels: int) -> None:
 
 @contextmanager
 def _explained(source: ImageSource) -> Generator[None]:
-    """Turn whatever a decoder raises on broken bytes into an `ImageError` with the cause."""
+    """Turn what a decoder raises on broken bytes into an `ImageError` with the cause.
+
+    A mistake in the code of MMLM or of a reader is no damaged picture: it goes on as it is.
+    """
     try:
         yield
     except MMLMError:
@@ -210,9 +218,20 @@ def _explained(source: ImageSource) -> Generator[None]:
             f"{', '.join(FORMATS)}. {_hint(source)}"
         ) from error
     except Exception as error:  # decoders raise anything at all on broken bytes
+        if isinstance(error, _MISTAKES) and not _raised_in_a_decoder(error):
+            raise
         raise ImageError(
             f"{_name(source)} is damaged or truncated: {_plain(error)}. Fetch the file again."
         ) from error
+
+
+def _raised_in_a_decoder(error: Exception) -> bool:
+    """Whether the innermost frame of an error is code of a library that decodes pictures."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _DECODERS
 
 
 def _hint(source: ImageSource) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from mmlm.errors import ImageError
 from mmlm.features import Size
 from mmlm.images import open_image, read_size
+from mmlm.images.readers import PictureConfig, ReaderConfig, Readers
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
@@ -279,3 +280,27 @@ def test_random_bytes_never_raise_anything_but_an_image_error():
             assert open_image(bytes(broken)).mode == "RGB"
         except ImageError:
             continue
+
+
+MISTAKES = {
+    AttributeError: lambda: None.height,
+    NameError: lambda: no_such_name,
+    TypeError: lambda: len(3),
+    NotImplementedError: lambda: ReaderConfig().claims(io.BytesIO()),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
+def test_a_mistake_in_the_code_of_a_reader_is_no_damaged_picture(kind):
+    class Mistaken(PictureConfig):
+        def claims(self, file):
+            return True
+
+        def size(self, file):
+            return MISTAKES[kind]()
+
+    readers = Readers({"mistaken": Mistaken()})
+    for call in (open_image, read_size):
+        with pytest.raises(kind) as caught:
+            call(encoded(picture()), readers=readers)
+        assert not isinstance(caught.value, ImageError)

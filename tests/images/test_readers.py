@@ -171,6 +171,18 @@ class TestDicom:
         with pytest.raises(ImageError, match="damaged or truncated"):
             open_image(dicom(values)[:-2000], readers=all_readers())
 
+    def test_a_number_that_is_there_and_empty_is_not_there(self):
+        dataset = pydicom.dcmread(io.BytesIO(dicom(CT, WindowWidth=400)))
+        dataset.WindowCenter = dataset.NumberOfFrames = None
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        assert grey(buffer.getvalue()) == grey(dicom(CT))
+        dataset.Rows = None
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        with pytest.raises(ImageError, match="holds no picture"):
+            open_image(buffer.getvalue(), readers=all_readers())
+
 
 class TestGeoTiff:
     bands = np.stack([np.full((2, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)])

@@ -47,12 +47,12 @@ class DicomConfig(ReaderConfig):
         pydicom = require("pydicom", needed_for=_NEEDED_FOR, extra="dicom")
         with file.open() as opened:
             header = pydicom.dcmread(opened, stop_before_pixels=True)
-        if "Rows" not in header or "Columns" not in header:
+        if not _says(header, "Rows") or not _says(header, "Columns"):
             raise ImageError(
                 "The DICOM file holds no picture: it has no rows and columns. Leave it out."
             )
-        refuse_number(file.number, int(header.get("NumberOfFrames") or 1), "frame")
-        return Size(int(header.Rows), int(header.Columns))
+        refuse_number(file.number, _frames(header), "frame")
+        return Size(int(_first(header, "Rows")), int(_first(header, "Columns")))
 
     def image(self, file: PictureFile) -> Image.Image:
         """Decode one frame."""
@@ -62,8 +62,7 @@ class DicomConfig(ReaderConfig):
 
         with file.open() as opened:
             dataset: Any = dcmread(opened)
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        refuse_number(file.number, frames, "frame")
+        refuse_number(file.number, _frames(dataset), "frame")
         values: Array = pixel_array(dataset, index=file.number)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             values = apply_color_lut(values, dataset)
@@ -90,12 +89,12 @@ def _grey(stored: Array, dataset: Any, window: str | tuple[float, float]) -> Arr
         return _linear(values, *window)
     if window == "file" and dataset.get("VOILUTSequence"):
         return _by_table(values, dataset)
-    if window == "file" and "WindowCenter" in dataset and "WindowWidth" in dataset:
-        level, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+    if window == "file" and all(_says(dataset, name) for name in ("WindowCenter", "WindowWidth")):
+        level, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
         return _shaped(values, level, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
     inside = values
-    if "PixelPaddingValue" in dataset:
-        kept = values[stored != int(dataset.PixelPaddingValue)]
+    if _says(dataset, "PixelPaddingValue"):
+        kept = values[stored != int(_first(dataset, "PixelPaddingValue"))]
         inside = kept if kept.size else values
     return between(values, float(inside.min()), float(inside.max()))
 
@@ -121,14 +120,25 @@ def _by_table(values: Array, dataset: Any) -> Array:
     """Look grey up in the first table of the file."""
     from pydicom.pixels import apply_voi  # pyright: ignore[reportUnknownVariableType]
 
-    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
     looked_up: Array = apply_voi(values.astype(np.int64), dataset, index=0)
+    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
     return between(looked_up.astype(np.float64), 0.0, float(2**bits - 1))
 
 
-def _first(value: Any) -> float:
-    """Return a number, or the first of several."""
-    try:
-        return float(value)
-    except TypeError:
-        return float(value[0])
+def _frames(dataset: Any) -> int:
+    return int(_first(dataset, "NumberOfFrames")) if _says(dataset, "NumberOfFrames") else 1
+
+
+def _says(dataset: Any, name: str) -> bool:
+    """Whether a file gives a value by this name; many leave it there and empty."""
+    return dataset.get(name) not in (None, "")
+
+
+def _first(dataset: Any, name: str) -> float:
+    """Return the number that a file gives by this name, or the first of several."""
+    value = dataset.get(name)
+    is_one = hasattr(value, "__float__") or isinstance(value, str | bytes)
+    several: list[Any] = [value] if is_one else list(value or ())
+    if not several or several[0] is None:
+        raise ImageError(f"The DICOM file is damaged: its {name} is empty. Fetch it again.")
+    return float(several[0])
