@@ -77,6 +77,15 @@ def test_a_recipe_runs_under_each_launcher(tmp_path, launcher):
 
 
 @pytest.mark.slow
+def test_one_process_where_accelerate_was_asked_for_two_says_so(tmp_path):
+    path = write_recipe(tmp_path)
+    words = [word for word in LAUNCHERS["accelerate"] if word != "--multi_gpu"]
+    done = run([*words, "train", str(path), "--dry-run"], tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "accelerate was asked for several processes and started one" in done.stdout
+
+
+@pytest.mark.slow
 def test_mmlm_train_starts_processes_itself_and_stops_gently(tmp_path):
     path, out = write_recipe(tmp_path, LONG, checkpoint_minutes=100.0), tmp_path / "run"
     command = [*PYTHON, "mmlm", "train", str(path), "--out", str(out), "--processes", "2"]
