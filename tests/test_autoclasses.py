@@ -22,10 +22,10 @@ NAMES = ["MMLMConfig MMLMForConditionalGeneration", "MMLMProcessor"]
 
 FAST = [
     "import mmlm",
-    "from transformers import AutoConfig\nimport mmlm",
     "import mmlm\nfrom transformers import Trainer",
 ]
 SLOW = [
+    "from transformers import AutoConfig\nimport mmlm",
     "import mmlm, transformers",
     "from transformers import Trainer\nimport mmlm",
     "import mmlm.modeling",
