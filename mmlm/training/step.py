@@ -22,7 +22,6 @@ from mmlm.data.pipeline import PreparedRow, Step
 from mmlm.errors import TrainingError
 from mmlm.modeling.head import watched_losses
 from mmlm.training.batches import Batcher
-from mmlm.training.heap import give_back
 from mmlm.training.nonfinite import save_batch
 from mmlm.training.objectives import Objective
 from mmlm.training.optim import Optimizer
@@ -154,7 +153,6 @@ class StepLearner:
         total = torch.zeros((), dtype=torch.float32, device=device)
         self.sources.forget()
         for index, given in enumerate(rows):
-            give_back(device)
             row = given or self._stand_in
             assert row is not None
             if self._adds_pictures and self._stand_in is not None:
@@ -176,7 +174,6 @@ class StepLearner:
             self._optimizer.backward(loss)
             total += loss.detach().float()
             del inputs, loss
-        give_back(device)
         return float(total)
 
     def _cut_further(self, step: Step, number: int) -> None:
