@@ -100,7 +100,7 @@ class Fuyu(StockClass):
         from transformers import FuyuConfig
 
         facts = config.facts
-        # transformers 5.17 makes the embedding of patches as wide as this says; later ones do not ask.
+        # transformers 5.17 makes the embedding of patches as wide as this; later ones do not ask.
         older: dict[str, Any] = {"hidden_size": config.text_config.hidden_size}  # type: ignore[union-attr]
         return FuyuConfig(
             text_config=text_of(config),
