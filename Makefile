@@ -11,6 +11,9 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAST     := not gpu and not hub and not slow and not browser
 JOBS     ?= 2
 
+# Many tests start processes, and each would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check test-all test-oldest app clean
 

@@ -12,6 +12,7 @@ Only `normalise` knows floats; nothing here opens a file or chooses a tile.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from mmlm.images.base import Tile
 from mmlm.images.planes import Planes
 
 RESAMPLE = ("bilinear", "bicubic", "lanczos", "nearest-exact")
-"""The names that `resample` takes; lanczos needs a PyTorch that has it for uint8."""
+"""The names that `resample` takes."""
 
 _STRIP_PIXELS = 16 * 2**20
 _SCALED_PIXELS = 64 * 2**20
@@ -230,9 +231,34 @@ def _interpolate(pixels: Tensor, size: Size, resample: str) -> Tensor:
     """Resize ``(channels, height, width)``, bytes or floats on their scale."""
     if pixels.shape[1:] == size:
         return pixels
+    if resample == "lanczos" and not _torch_has_lanczos():
+        return _lanczos_by_pillow(pixels, size)
     batch = pixels[None].contiguous(memory_format=torch.channels_last)  # the fast path
     smooth = resample != "nearest-exact"
     done = functional.interpolate(batch, size=tuple(size), mode=resample, antialias=smooth)[0]
+    return done.clamp_(0, 255) if done.is_floating_point() else done
+
+
+@cache
+def _torch_has_lanczos() -> bool:
+    """Whether this PyTorch knows the mode; 2.11 does not."""
+    try:
+        functional.interpolate(
+            torch.zeros(1, 3, 2, 2, dtype=torch.uint8), size=(1, 1), mode="lanczos", antialias=True
+        )
+    except (ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _lanczos_by_pillow(pixels: Tensor, size: Size) -> Tensor:
+    """Resize each channel as Pillow does: rows first, then columns, as PyTorch does it."""
+    shape = (size.width, size.height)
+    planes = [
+        np.array(Image.fromarray(plane.numpy()).resize(shape, Image.Resampling.LANCZOS))
+        for plane in pixels
+    ]
+    done = torch.from_numpy(np.stack(planes))
     return done.clamp_(0, 255) if done.is_floating_point() else done
 
 

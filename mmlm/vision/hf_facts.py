@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -174,12 +175,31 @@ def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
         found: Any = MODEL_MAPPING[type(config)]
     else:
         found = getattr(transformers, _model_name(type(config).__name__), None)
+        found = found or _only_class_of(type(config))
     if found is None or isinstance(found, (tuple, list)):
         raise ConfigError(
             f"transformers {transformers.__version__} has no single bare model for "
             f"{config.model_type!r}. Name the checkpoint of an image tower."
         )
     return found
+
+
+def _only_class_of(config_class: type[PretrainedConfig]) -> type[PreTrainedModel] | None:
+    """Return the one model beside a config that is built from it, whatever it is called.
+
+    Some releases give the tower of a joint model a name of its own and do not export it.
+    """
+    name = config_class.__module__.replace(".configuration_", ".modeling_")
+    if not name.startswith("transformers.models.") or name == config_class.__module__:
+        return None
+    built_from = [
+        each
+        for each in vars(import_module(name)).values()
+        if isinstance(each, type)
+        and issubclass(each, PreTrainedModel)
+        and each.config_class is config_class
+    ]
+    return built_from[0] if len(built_from) == 1 else None
 
 
 def _model_name(config_name: str) -> str:

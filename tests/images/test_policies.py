@@ -110,6 +110,19 @@ def test_rows_then_columns_in_strips_is_what_one_pass_gives(size, resample, monk
     assert torch.equal(cut(noise(*size), tile, resample=resample), at_once)
 
 
+@pytest.mark.parametrize("size", [(31, 77), (300, 200), (5, 900)])
+def test_lanczos_is_pillows_own_where_pytorch_has_none(size, monkeypatch):
+    image = noise(*size)
+    tile = Tile((0, 0, image.width, image.height), Size(48, 40))
+    with_torch = cut(image, tile, resample="lanczos") if resize._torch_has_lanczos() else None
+    monkeypatch.setattr(resize, "_torch_has_lanczos", lambda: False)
+    got = cut(image, tile, resample="lanczos")
+    wanted = np.array(image.resize((40, 48), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+    assert np.array_equal(got.numpy(), wanted)
+    if with_torch is not None:
+        torch.testing.assert_close(got, with_torch, rtol=0, atol=1)
+
+
 def test_normalising_leaves_the_pixels_as_they_were():
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     window = torch.from_numpy(np.array(noise(30, 40))).permute(2, 0, 1)[:, 3:20, 5:30]
