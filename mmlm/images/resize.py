@@ -244,7 +244,7 @@ def _torch_has_lanczos() -> bool:
     """Whether this PyTorch knows the mode; 2.11 does not."""
     try:
         functional.interpolate(
-            torch.zeros(1, 3, 2, 2, dtype=torch.uint8), size=(1, 1), mode="lanczos", antialias=True
+            torch.zeros(1, 3, 4, 4, dtype=torch.uint8), size=(2, 2), mode="lanczos", antialias=True
         )
     except (ValueError, NotImplementedError):
         return False
