@@ -1,10 +1,11 @@
 """Attention that keeps the samples of a packed row apart.
 
 A backend of our own is filed under transformers' attention interface: `mmlm_segments`.
-Where a row holds several samples it runs one causal attention for each of them, so no
-block mask is built and nothing is computed across a border. Where a batch is padded (there
-are no segment borders) it is transformers' own SDPA, mask included. All backends stand in
-`mmlm.modeling.backends`; which of them a run uses is decided in `mmlm.training`.
+Where a row holds several samples it runs one causal attention for each of them, or one for many
+short ones of like length, so no block mask is built and nothing is computed across a border.
+Where a batch is padded (there are no segment borders) it is transformers' own SDPA, mask
+included. All backends stand in `mmlm.modeling.backends`; which of them a run uses is decided in
+`mmlm.training`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmlm.modeling.attention_short import are_short, lay_out, short_attention
+from mmlm.modeling.attention_short import Lengths, Parts, lay_out, part, short_attention
 
 SEGMENTS = "mmlm_segments"
 _borders_given: ContextVar[bool] = ContextVar("borders_given", default=False)
@@ -74,33 +76,54 @@ def segment_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
             sliding_window=sliding_window, **kwargs,
         )  # fmt: skip
-    lengths = cu_seq_lens_q.diff().tolist()
-    plain = not dropout and sliding_window is None
-    if plain and query.device.type == "cpu" and are_short(lengths, seen_before, query.shape[-1]):
-        layout = lay_out(cu_seq_lens_q, seen_before)
-        return short_attention(query, key, value, layout, scaling), None
+    lengths = tuple(cu_seq_lens_q.diff().tolist())
+    earlier = ((0, 0),) * len(lengths)
+    if seen_before is not None:
+        earlier = tuple(map(tuple, seen_before.tolist()))
+    parts = Parts((), tuple(range(len(lengths))))
+    if not dropout and sliding_window is None and query.device.type == "cpu":
+        before = tuple(count for _, count in earlier)
+        parts = part(lengths, before, heads=query.shape[1], head_width=query.shape[-1])
+    together: Tensor | None = None
+    if parts.groups:
+        layouts = [lay_out(lengths, earlier, group, query.device) for group in parts.groups]
+        together = short_attention(query, key, value, layouts, scaling)
+        if not parts.alone:
+            return together, None
     grouped = query.shape[1] != key.shape[1]
-    parts = zip(*(state.split(lengths, dim=2) for state in (query, key, value)), strict=True)
-    earlier = [(0, 0)] * len(lengths) if seen_before is None else seen_before.tolist()
-    outputs: list[Tensor] = []
-    for (q, k, v), (start, count) in zip(parts, earlier, strict=True):
+    split = [state.split(lengths, dim=2) for state in (query, key, value)]
+    outputs: dict[int, Tensor] = {}
+    for number in parts.alone:
+        q, k, v = (states[number] for states in split)
+        start, count = earlier[number]
         if count:
             k = torch.cat([key[:, :, start : start + count], k], dim=2)
             v = torch.cat([value[:, :, start : start + count], v], dim=2)
         mask = _window_mask(q, sliding_window, count)
-        outputs.append(
-            scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        outputs[number] = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=grouped,
+        ).transpose(1, 2)
+    return _in_order(outputs, together, lengths).contiguous(), None
+
+
+def _in_order(outputs: dict[int, Tensor], together: Tensor | None, lengths: Lengths) -> Tensor:
+    """Put the segments that were done alone between those that were done together."""
+    if together is None:
+        return torch.cat(list(outputs.values()), dim=1)
+    borders = [0, *accumulate(lengths)]
+    pieces: list[Tensor] = []
+    done = 0
+    for number, output in outputs.items():
+        pieces += [together[:, done : borders[number]], output]
+        done = borders[number + 1]
+    return torch.cat([*pieces, together[:, done:]], dim=1)
 
 
 def _window_mask(query: Tensor, window: int | None, before: int = 0) -> Tensor | None:

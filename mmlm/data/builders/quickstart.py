@@ -160,11 +160,12 @@ def _draw(folder: Path, archives: dict[str, Path], settings: Settings) -> list[R
                 continue
             pixels = render(style.svg(thing), settings.side_px)
             image = f"pictures/{style.name}/{thing.slug}.png"
-            _save(on_white(pixels), folder / image)
+            drawing = on_white(pixels)
+            _save(drawing, folder / image)
             split = "unseen" if thing in unseen else "train"
             split = "style" if split == "train" and style is styles[-1] else split
             if split == "train":
-                _save(on_white(pixels)[:, ::-1], folder / _mirrored(image))
+                _save(drawing[:, ::-1], folder / _mirrored(image))
             rows.append(
                 {
                     "id": f"{style.name}/{thing.slug}",

@@ -158,11 +158,12 @@ def main_colour(pixels: Pixels) -> str | None:
     opaque = pixels[pixels[..., 3] >= 128][:, :3]
     if not len(opaque):
         return None
-    shades, counts = np.unique(opaque >> 4, axis=0, return_counts=True)
+    codes = (opaque >> 4).astype(np.int64) @ (256, 16, 1)  # 16 shades of each of red, green, blue
+    counts = np.bincount(codes)
     totals: dict[str, int] = {}
-    for shade, count in zip(shades, counts, strict=True):
-        name = colour_name(*(int(part) * 17 for part in shade))
-        totals[name] = totals.get(name, 0) + int(count)
+    for code in np.flatnonzero(counts).tolist():
+        name = colour_name(*((code >> shift & 15) * 17 for shift in (8, 4, 0)))
+        totals[name] = totals.get(name, 0) + int(counts[code])
     name = max(totals, key=lambda key: totals[key])
     return name if totals[name] >= COLOUR_SHARE * len(opaque) else None
 

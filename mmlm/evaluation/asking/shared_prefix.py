@@ -75,6 +75,7 @@ class SharedPrefix:
     ) -> None:
         self._model, self._processor, self._budget_bytes = model, processor, budget_bytes
         self._kept: OrderedDict[Any, _Read] = OrderedDict()
+        self._held_bytes = 0
         plain = set(_changed(model)) <= _HARMLESS
         # Connectors that write into the layers keep their pictures beside the cache.
         alone = getattr(model.model, "injection", None) is None
@@ -209,12 +210,13 @@ class SharedPrefix:
         ]
 
     def _keep(self, name: Any, read: _Read) -> None:
-        self._kept[name] = read
+        if name not in self._kept:
+            self._kept[name] = read
+            self._held_bytes += read.num_bytes
         self._kept.move_to_end(name)
-        while sum(each.num_bytes for each in self._kept.values()) > self._budget_bytes:
-            self._kept.popitem(last=False)
-            if not self._kept:
-                return
+        while self._held_bytes > self._budget_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._held_bytes -= dropped.num_bytes
 
     def _answer(
         self,
