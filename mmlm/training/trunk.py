@@ -52,6 +52,7 @@ class Trunk:
         self.names = modules
         self.modules = nn.ModuleList(encoder.get_submodule(name) for name in modules)
         self._shapes, self._dtypes, self._owners = shapes, dtypes, owners
+        self._channels_last = False
 
     @property
     def shape(self) -> torch.Size:
@@ -97,6 +98,8 @@ class Trunk:
             values: ``(tiles, *shape)``
         """
         facts, tiles = self._encoder.facts, values.shape[0]
+        if self._channels_last:
+            values = values.contiguous(memory_format=torch.channels_last)
         blank = values.new_zeros(()).expand(tiles, facts.channels, *facts.side)
         with _instead(self.modules, self._stand_ins(values)):
             return self._whole(blank)
@@ -135,11 +138,20 @@ class Trunk:
         ).to(first)  # fmt: skip
         with torch.no_grad(), _standing_still(self._encoder):
             try:
-                again = self.above(self.below(noise))
+                values = self.below(noise)
+                # What is kept of a picture has lost how its numbers lay in the memory.
+                self._channels_last = _is_channels_last(values)
+                again = self.above(values.contiguous())
             except Exception:  # whatever an encoder raises, it cannot be run from there
                 return False
             whole = self._whole(noise)
         return whole.grids == again.grids and torch.equal(whole.values, again.values)
+
+
+def _is_channels_last(values: Tensor) -> bool:
+    if values.ndim != 4 or values.is_contiguous():
+        return False
+    return values.is_contiguous(memory_format=torch.channels_last)
 
 
 def find_trunk(encoder: VisionEncoder, learning: Collection[str]) -> Trunk | None:

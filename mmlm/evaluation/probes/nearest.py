@@ -91,7 +91,7 @@ class NearestNeighbour:
         for place, each in enumerate(self._memory):
             for label in each.labels:
                 self._places.setdefault(label, []).append(place)
-        self._features: Tensor | None = None
+        self._features: dict[int, Tensor] = {}
 
     def __call__(
         self, benchmark: Benchmark, cases: Sequence[Case], backend: Backend
@@ -101,8 +101,7 @@ class NearestNeighbour:
         if not usable:
             return []
         encode = self._encode or pooled_features(backend)
-        if self._features is None:
-            self._features = _unit(encode([each.picture for each in self._memory]))
+        self._recall(usable, encode)
         pictures = {case.image_keys[0]: case.images[0] for case in usable}
         asked = _unit(encode(list(pictures.values())))
         row_of = {key: row for row, key in enumerate(pictures)}
@@ -139,10 +138,21 @@ class NearestNeighbour:
         Shapes:
             feature: ``(width,)``, of length 1
         """
-        assert self._features is not None
-        likeness = self._features @ feature
-        best = [float(likeness[self._places[plain(choice)]].max()) for choice in case.choices]
+        best = [self._likeness(feature, plain(choice)) for choice in case.choices]
         return max(range(len(best)), key=best.__getitem__)
+
+    def _likeness(self, feature: Tensor, label: str) -> float:
+        known = torch.stack([self._features[place] for place in self._places[label]])
+        return float((known @ feature).max())
+
+    def _recall(self, cases: Sequence[Case], encode: Encode) -> None:
+        """Encode the training pictures of all options that were not encoded before."""
+        labels = {plain(choice) for case in cases for choice in case.choices}
+        places = {place for label in labels for place in self._places[label]}
+        wanted = sorted(places - self._features.keys())
+        if wanted:
+            features = _unit(encode([self._memory[place].picture for place in wanted]))
+            self._features |= zip(wanted, features, strict=True)
 
     def _can_answer(self, case: Case) -> bool:
         known = (plain(choice) in self._places for choice in case.choices)
