@@ -124,7 +124,8 @@ class Learnable:
             return
         piece = local(gradient)
         if self.master.grad is None:
-            self.master.grad = piece.float().div_(scale)
+            total = piece.float()
+            self.master.grad = total if scale == 1.0 else total.div_(scale)
         else:
             self.master.grad.add_(piece.float(), alpha=1.0 / scale)
         self.parameter.grad = None

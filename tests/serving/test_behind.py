@@ -181,6 +181,7 @@ def test_our_front_stands_before_a_vllm_process(folder, program, monkeypatch):
     assert not speakers[0].is_ready  # the process ended with the context
 
 
+@pytest.mark.slow
 def test_a_vllm_that_ends_at_once_is_told(folder, program, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     engine = VLLM(folder, program=program, options=["--max-model-len", "0"])
@@ -188,6 +189,7 @@ def test_a_vllm_that_ends_at_once_is_told(folder, program, monkeypatch):
         engine.start(120)
 
 
+@pytest.mark.slow
 def test_a_front_that_is_told_to_end_while_its_engine_loads_ends_the_engine(folder, tmp_path):
     pid = tmp_path / "pid"
     (tmp_path / "vllm").write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 600\n")

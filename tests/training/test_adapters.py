@@ -143,6 +143,7 @@ def test_a_crashed_run_with_adapters_ends_in_the_same_bits(tmp_path, monkeypatch
     assert_crashes_change_nothing(recipe, tmp_path, monkeypatch, moments)
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_that_is_killed_ends_in_the_same_bits(tmp_path):
     recipe = lora_recipe(tmp_path, then_full=True, checkpoint_every=2)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
@@ -158,6 +159,7 @@ def test_a_run_with_adapters_that_is_killed_ends_in_the_same_bits(tmp_path):
     assert_same_bits(tmp_path / "unbroken", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_adapters_that_one_learns(tmp_path):
     recipe = lora_recipe(tmp_path, row_tokens=100)
     recipe["stages"] = recipe["stages"][1:]
