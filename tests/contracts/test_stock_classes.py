@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mmlm import hub
 from mmlm.assistant import load
@@ -181,6 +182,8 @@ def made_of(tmp_path_factory):
 
     @cache
     def make(name):
+        if name == "hyperclovax_vision" and "qwen2_5_vl_vision" not in MODEL_MAPPING_NAMES:
+            pytest.skip("this transformers builds no such tower beside a language model")
         folder = tmp_path_factory.mktemp(name)
         assistant = composed(folder, name)
         if name not in TWINS:
