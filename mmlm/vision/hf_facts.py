@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -190,7 +191,7 @@ def _only_class_of(config_class: type[PretrainedConfig]) -> type[PreTrainedModel
     Some releases give the tower of a joint model a name of its own and do not export it.
     """
     name = config_class.__module__.replace(".configuration_", ".modeling_")
-    if not name.startswith("transformers.models.") or name == config_class.__module__:
+    if not name.startswith("transformers.models.") or find_spec(name) is None:
         return None
     built_from = [
         each

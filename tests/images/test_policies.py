@@ -119,8 +119,16 @@ def test_lanczos_is_pillows_own_where_pytorch_has_none(size, monkeypatch):
     got = cut(image, tile, resample="lanczos")
     wanted = np.array(image.resize((40, 48), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
     assert np.array_equal(got.numpy(), wanted)
+    monkeypatch.setattr(resize, "_STRIP_PIXELS", 100)
+    assert torch.equal(cut(image, tile, resample="lanczos"), got)
     if with_torch is not None:
         torch.testing.assert_close(got, with_torch, rtol=0, atol=1)
+        wide = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        by_torch = torch.nn.functional.interpolate(
+            wide[None], size=(48, 40), mode="lanczos", antialias=True
+        )[0].clamp(0, 255)
+        floats = resize._lanczos_by_pillow(wide, Size(48, 40))
+        torch.testing.assert_close(floats, by_torch, rtol=0, atol=0.01)
 
 
 def test_normalising_leaves_the_pixels_as_they_were():

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import transformers
 
 from mmlm.language import ChatFormat
 from mmlm.language.loader import _pre_tokenizer_of, _split_digits
@@ -78,6 +79,6 @@ def test_what_somebody_writes_is_text(form, text):
 
 def test_it_stops_at_the_end_of_a_turn(form):
     end, start = form.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
-    assert form.stop_ids[0] == end
-    # transformers 5.17 reads the GGUF file's first mark as its last; no answer holds it.
-    assert set(form.stop_ids) <= {end, start}
+    # transformers 5.17 takes the GGUF file's first mark for its last as well; no answer holds it.
+    misread = transformers.__version__.startswith("5.17.")
+    assert form.stop_ids == ((end, start) if misread else (end,))

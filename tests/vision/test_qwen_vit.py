@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from transformers import (
+    PretrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+)
 
 from mmlm.errors import ConfigError
 from mmlm.features import Size
 from mmlm.images import NativeConfig, cut_each, normalise
-from mmlm.vision import encoders
+from mmlm.vision import encoders, hf_facts
 from tests.contracts.test_stock_classes import QWEN_VIT
 from tests.tiny import TEXT, picture
 
@@ -18,6 +23,14 @@ def eye(**words):
     words = {"use": "hf", "config": QWEN_VIT, "layer": "last", **words}
     torch.manual_seed(0)
     return encoders.read(words, origin="vision").load()
+
+
+def test_the_tower_is_found_beside_its_config_where_it_is_not_exported():
+    config = encoders.read({"use": "hf", "config": QWEN_VIT, "layer": "last"}, origin="vision")
+    tower = type(config.load().tower)
+    assert hf_facts._only_class_of(tower.config_class) is tower
+    assert hf_facts._only_class_of(Qwen2_5_VLConfig) is None  # several models are built from it
+    assert hf_facts._only_class_of(PretrainedConfig) is None
 
 
 def test_patches_are_those_of_qwens_processor_and_tiles_do_not_see_one_another():
